@@ -1,0 +1,69 @@
+# Every command of the project. `make run` and `make test` are complete on a fresh machine with Python 3.11 or newer.
+
+PYTHON ?= python3
+# cpu or gpu: which onnxruntime serves.
+RUNTIME ?= cpu
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
+URL = http://127.0.0.1:$${SERVICE_PORT:-8000}
+SAMPLE := model_export/builtin/digits/samples/seven.png
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow lint format lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+
+run: .venv/run models ## convert the built-in model if models/ is empty, and serve on http://127.0.0.1:8000
+	@( while kill -0 $$$$ 2>/dev/null; do \
+	     if curl -sf -o /dev/null $(URL)/health/ready; then \
+	       printf '\nopen %s/ or try:\n\n  curl -F file=@%s %s/classify\n\n' $(URL) $(SAMPLE) $(URL); break; \
+	     fi; sleep 0.2; \
+	   done ) & \
+	exec $(BIN)/resnet-serve --log-format text
+
+test: .venv/dev lint ## lint, check types and run the test suite
+	$(BIN)/pytest
+
+test-slow: .venv/dev ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+lint: .venv/dev ## formatting, rules, types and the direction of imports
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev ## format the code and fix what can be fixed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+# torch's CUDA build pins its own NVIDIA wheels, so those are left to it.
+lock: ## write constraints.txt anew from the newest versions that pyproject.toml allows
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --upgrade pip
+	.venv-lock/bin/pip install --quiet --dry-run --ignore-installed --report .venv-lock/report.json \
+	  '.[cpu,gpu,export,dev]'
+	.venv-lock/bin/python -c "import json; found = json.load(open('.venv-lock/report.json'))['install']; \
+	  pins = {each['metadata']['name'].lower(): each['metadata']['version'].partition('+')[0] for each in found}; \
+	  print(*(f'{name}=={version}' for name, version in sorted(pins.items()) \
+	          if name != 'resnet-service' and not name.startswith('nvidia-')), sep='\n')" > constraints.txt
+	rm -rf .venv-lock
+
+clean: ## remove what the other targets made, models/ excepted
+	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+models: .venv/run
+	@ls models/*/*/model.onnx >/dev/null 2>&1 || $(BIN)/resnet-export convert builtin:digits --name digits
+.PHONY: models
+
+# One environment: .venv/dev marks that it has the tools as well, .venv/run what serving and exporting need.
+.venv/run: pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (a minute with warm package caches)"
+	@$(INSTALL) '.[$(RUNTIME),export]'
+	@touch $@
+
+.venv/dev: .venv/run
+	@$(INSTALL) '.[$(RUNTIME),export,dev]'
+	@touch $@

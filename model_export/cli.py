@@ -1,0 +1,154 @@
+"""`resnet-export`: from a trained torch checkpoint to an artifact. Commands, progress and exit codes; no logic.
+
+Exit codes: 0 done; 1 refused or failed, with one line on stderr that says why and what to do; 2 wrong usage.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_export.errors import ExportError
+
+if TYPE_CHECKING:
+    from service.artifact import Parity
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+MISSING = "the exporter needs torch and onnxruntime: pip install 'resnet-service[cpu,export]'"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    options = _parser().parse_args(arguments)
+    # onnxscript and torch log what only their authors can use.
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        options.run(options)
+    except ExportError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(f"{MISSING} (no module {error.name})")
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from model_export.checkpoints import Given, read_labels
+    from model_export.convert import Target, convert
+    from model_export.presets import find_preset
+
+    given = Given(
+        options.arch,
+        read_labels(options.labels) if options.labels else None,
+        find_preset(options.preset) if options.preset else None,
+    )
+    target = Target(options.name, options.out, options.version)
+    converted = convert(options.source, given, target, options.images, _progress)
+    _print_parity(converted.card.parity)
+    print(f"wrote {converted.path}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from model_export.verify import verify
+
+    _print_parity(verify(options.model, options.source, options.images))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from model_export.verify import card_of
+
+    card = card_of(options.model)
+    if options.json:
+        print(json.dumps(card.summary(), indent=2, ensure_ascii=False))
+        return
+    for field, value in card.summary().items():
+        print(f"{field:14} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from model_export.catalog import find_architecture
+    from model_export.train import Recipe, train_digits
+
+    recipe = Recipe(epochs=options.epochs, seed=options.seed)
+    accuracy = train_digits(find_architecture(options.arch), recipe, options.out)
+    print(f"{accuracy.top1:.2%} of {accuracy.images} held-out images; wrote {options.out}")
+
+
+def _print_parity(parity: "Parity | None") -> None:
+    if parity is not None:
+        print(f"parity of torch and onnxruntime on {parity.images} images")
+        print(f"  batch sizes          {', '.join(map(str, parity.batch_sizes))}")
+        print(f"  largest difference   {parity.max_abs_diff:.3g} (relative {parity.max_rel_diff:.3g})")
+        print(f"  allowed, relative    {parity.tolerance:.3g}")
+        print(f"  top-1 agreement      {parity.top1_agreement:.2%}")
+
+
+def _progress(line: str) -> None:
+    print(f"{line} …", file=sys.stderr)
+
+
+def _fail(reason: str) -> int:
+    print(f"resnet-export: {' '.join(reason.split())}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="resnet-export", description="From a trained ResNet to a servable artifact.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_convert(commands)
+    _add_inspect(commands)
+    _add_verify(commands)
+    _add_train(commands)
+    return parser
+
+
+def _add_convert(commands: "Commands") -> None:
+    command = commands.add_parser("convert", help="write models/NAME/N/model.onnx from a checkpoint")
+    command.set_defaults(run=_convert)
+    command.add_argument("source", metavar="SOURCE", help="a .safetensors or torch file, or builtin:digits")
+    command.add_argument("--name", required=True, help="the model's name in the service")
+    command.add_argument("--arch", help="architecture, when the checkpoint does not say it")
+    command.add_argument("--labels", type=Path, metavar="FILE", help="one label a line, by class index")
+    command.add_argument("--preset", help="preprocessing, when the checkpoint does not say it")
+    command.add_argument("--images", type=Path, metavar="DIR", help="real images for parity and golden replay")
+    command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="model folder (models)")
+    command.add_argument("--version", type=_positive, metavar="N", help="version (the next free one)")
+
+
+def _add_inspect(commands: "Commands") -> None:
+    command = commands.add_parser("inspect", help="print the model card inside an artifact")
+    command.set_defaults(run=_inspect)
+    command.add_argument("model", type=Path, metavar="MODEL.onnx")
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_verify(commands: "Commands") -> None:
+    command = commands.add_parser("verify", help="compare an artifact with its checkpoint again, on this machine")
+    command.set_defaults(run=_verify)
+    command.add_argument("model", type=Path, metavar="MODEL.onnx")
+    command.add_argument("--source", required=True, help="the checkpoint, as for convert")
+    command.add_argument("--images", type=Path, metavar="DIR", help="real images to compare on")
+
+
+def _add_train(commands: "Commands") -> None:
+    command = commands.add_parser("train", help="train a checkpoint that convert takes")
+    command.set_defaults(run=_train)
+    command.add_argument("--arch", required=True, help="architecture")
+    command.add_argument("--data", required=True, choices=("digits",), help="data set")
+    command.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
+    command.add_argument("--epochs", type=_positive, default=60, help="passes over the data (60)")
+    command.add_argument("--seed", type=int, default=0, help="fixes weights, order and augmentation (0)")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be a positive whole number")
+    return number

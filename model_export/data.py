@@ -1,0 +1,69 @@
+"""Data sets to train on. So far one: scikit-learn's handwritten digits, which ship in a Python package.
+
+1,797 scans of 8×8 pixels with 17 grey levels (UCI *Optical Recognition of Handwritten Digits*, CC BY 4.0).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn import datasets, model_selection
+from torch import Tensor
+
+DIGIT_LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS_SIZE = 32
+HELD_OUT = 0.2
+SPLIT_SEED = 0
+# A caller's digit may be a small scan, a sharp screenshot or a photograph, so training sees all three enlargements.
+ENLARGEMENTS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A fixed split of the digits. Scans are uint8 `[n, 8, 8]`, targets int64 `[n]`."""
+
+    train_scans: NDArray[np.uint8]
+    train_targets: NDArray[np.int64]
+    test_scans: NDArray[np.uint8]
+    test_targets: NDArray[np.int64]
+
+
+def load_digits() -> Digits:
+    """The digits with the 20 % that are held out: stratified, and the same in every run."""
+    digits = datasets.load_digits()
+    scans = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    train_scans, test_scans, train_targets, test_targets = model_selection.train_test_split(
+        scans, digits.target, test_size=HELD_OUT, stratify=digits.target, random_state=SPLIT_SEED
+    )
+    return Digits(train_scans, train_targets, test_scans, test_targets)
+
+
+def enlarge(scans: NDArray[np.uint8], enlargement: Image.Resampling) -> Tensor:
+    """Scans `[n, 8, 8]` -> uint8 `[n, 32, 32]`, by the same resize that the service uses."""
+    size = (DIGITS_SIZE, DIGITS_SIZE)
+    return torch.from_numpy(np.stack([np.asarray(Image.fromarray(scan).resize(size, enlargement)) for scan in scans]))
+
+
+def augment(images: Tensor) -> Tensor:
+    """Grey images in [0, 1] `[n, 1, H, W]`: turned up to 12°, scaled and shifted a little, half of them inverted.
+
+    Inverted, because people write dark on light while the scans are light on dark.
+    """
+    count = len(images)
+    angle = _uniform(count, 0.21)
+    scale = 1 + _uniform(count, 0.12)
+    shift = _uniform(count, 0.15), _uniform(count, 0.15)
+    rows = (
+        torch.stack([scale * angle.cos(), -scale * angle.sin(), shift[0]], dim=1),
+        torch.stack([scale * angle.sin(), scale * angle.cos(), shift[1]], dim=1),
+    )
+    grid = torch.nn.functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    moved = torch.nn.functional.grid_sample(images, grid, align_corners=False)
+    inverted = (torch.rand(count, 1, 1, 1) < 0.5).float()
+    return inverted * (1 - moved) + (1 - inverted) * moved
+
+
+def _uniform(count: int, limit: float) -> Tensor:
+    return (torch.rand(count) * 2 - 1) * limit

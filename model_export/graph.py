@@ -1,0 +1,97 @@
+"""The module that is exported: uint8 pixels in, normalisation and layout change inside, logits and features out.
+
+With the arithmetic in the graph the server sends a quarter of the bytes and cannot normalise differently.
+"""
+
+import logging
+import warnings
+from typing import Protocol, cast
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from model_export.errors import ExportError
+from service.artifact import FEATURES_NAME, INPUT_NAME, LOGITS_NAME, Preprocessing
+
+# What torch 2.13's exporter writes without converting afterwards.
+OPSET = 18
+# A traced batch of 1 would be taken for a constant (pytorch#157621).
+TRACED_BATCH = 2
+
+
+class Classifier(Protocol):
+    """A network in two steps: the last convolutional map, and the logits from it."""
+
+    def features(self, x: Tensor) -> Tensor: ...
+
+    def classify(self, features: Tensor) -> Tensor: ...
+
+
+class ServedNetwork(nn.Module):
+    """A network with its normalisation: uint8 `[N, H, W, 3]` -> logits `[N, classes]`, features `[N, C, h, w]`."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, recipe: Preprocessing) -> None:
+        super().__init__()
+        self.network = network
+        std = torch.tensor(recipe.std, dtype=torch.float64)
+        mean = torch.tensor(recipe.mean, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * std)).float().reshape(1, 3, 1, 1))
+        self.register_buffer("shift", (-mean / std).float().reshape(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(x / 255 - mean) / std as one multiplication and one addition, then the network."""
+        x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift  # (N, 3, H, W) float32
+        network = cast(Classifier, self.network)
+        features = network.features(x)
+        return network.classify(features), features
+
+
+def export(network: nn.Module, recipe: Preprocessing) -> onnx.ModelProto:
+    """The ONNX graph of a network in evaluation mode, with a dynamic batch, checked.
+
+    Raises:
+        ExportError: the exporter wrote another opset or a fixed batch, or the checker refuses the graph.
+    """
+    served = ServedNetwork(network, recipe).eval()
+    example = torch.zeros(TRACED_BATCH, recipe.crop, recipe.crop, 3, dtype=torch.uint8)
+    # The exporter's own deprecations and its missing optional packages are not for the person at the command line.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            served,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[INPUT_NAME],
+            output_names=[LOGITS_NAME, FEATURES_NAME],
+            dynamic_shapes={"images": {0: "batch"}},
+        )
+    if program is None:
+        raise ExportError("the exporter gave no graph: report this with the architecture's name")
+    model = program.model_proto
+    check_graph(model)
+    return model
+
+
+def check_graph(model: onnx.ModelProto) -> None:
+    """Refuse a graph that is not what was asked for, or that the ONNX checker finds fault with.
+
+    Raises:
+        ExportError: what is wrong.
+    """
+    opsets = {each.domain: each.version for each in model.opset_import}
+    if opsets != {"": OPSET}:
+        raise ExportError(f"the graph has opsets {opsets} instead of {OPSET}: the installed torch or onnxscript differ")
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if not batch.dim_param:
+        raise ExportError(f"the graph has a fixed batch of {batch.dim_value} instead of a dynamic one")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the ONNX checker refuses the graph: {str(error).splitlines()[0]}") from error

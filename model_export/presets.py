@@ -1,0 +1,37 @@
+"""Preprocessing recipes by name, for checkpoints that do not bring their own (contract section 2)."""
+
+from typing import Any
+
+from model_export.errors import ExportError
+from service.artifact import Preprocessing
+
+_IMAGENET: dict[str, Any] = {"crop": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+# imagenet-*: torchvision's IMAGENET1K_V1 and V2 weights, and timm's 224 / 0.95 of its a1 family.
+# cifar10: mean and standard deviation of the training set's pixels.
+# digits: pixels in [-1, 1]; one interpolation for 8×8 scans and for photographs alike.
+PRESETS = {
+    "imagenet-v1": Preprocessing(resize=256, interpolation="bilinear", **_IMAGENET),
+    "imagenet-v2": Preprocessing(resize=232, interpolation="bilinear", **_IMAGENET),
+    "imagenet-timm": Preprocessing(resize=235, interpolation="bicubic", **_IMAGENET),
+    "cifar10": Preprocessing(
+        resize=32,
+        crop=32,
+        interpolation="bilinear",
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "digits": Preprocessing(resize=32, crop=32, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+}
+
+
+def find_preset(name: str) -> Preprocessing:
+    """The recipe of that name.
+
+    Raises:
+        ExportError: there is none.
+    """
+    try:
+        return PRESETS[name]
+    except KeyError as error:
+        raise ExportError(f"unknown preset {name}: choose one of {', '.join(PRESETS)}") from error

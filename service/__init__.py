@@ -1,0 +1,1 @@
+"""The serving side: ONNX classifiers behind HTTP. Never imports torch."""

@@ -1,0 +1,37 @@
+"""Logits -> probabilities and the top k labels. Pure."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import InternalError
+
+
+class Prediction(TypedDict):
+    """One line of an answer."""
+
+    label: str
+    index: int
+    probability: float
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities of float32 logits `[classes]`, in float64 and shifted by the maximum so that nothing overflows."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum()
+    return probabilities
+
+
+def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: int) -> list[Prediction]:
+    """The `top_k` most probable classes of logits `[classes]`, best first, probabilities rounded to 6 places.
+
+    Raises:
+        InternalError: the model gave NaN or infinity, which no JSON number can say.
+    """
+    if not np.isfinite(logits).all():
+        raise InternalError
+    probabilities = softmax(logits)
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [Prediction(label=labels[i], index=int(i), probability=round(float(probabilities[i]), 6)) for i in best]

@@ -1,0 +1,122 @@
+"""The only place where the parts are put together."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+
+from service.cpus import available_cpus
+from service.errors import ServiceError
+from service.lifecycle import FAILED, READY, Lifecycle
+from service.loading import Location, RepositoryError, describe_failure, discover, load
+from service.metrics import Metrics
+from service.middleware import ExchangeMiddleware
+from service.pipeline import Pipeline
+from service.repository import Repository
+from service.routes import classify, health, models, page
+from service.routes.dependencies import Parts
+from service.routes.problems import on_http_error, on_invalid_request, on_service_error
+from service.runtime import DeviceError, OpenBackend, open_onnx
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = "A trained ResNet behind HTTP. `POST /classify` takes an image and answers with labels."
+
+
+def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        settings: built once by the caller.
+        backend: opens a model file; onnxruntime on `settings.device` when absent.
+    """
+    threads = settings.threads or available_cpus()
+    open_backend = backend or partial(open_onnx, device=settings.device, threads=threads)
+    lifecycle, metrics = Lifecycle(), Metrics(CollectorRegistry())
+    repository = Repository(metrics, settings.max_queue)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    pipeline = Pipeline(pool, settings.max_image_pixels, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # The port opens at once and the probes tell the phase, so the models are loaded beside, not before.
+        loading = asyncio.create_task(_take_into_service(settings, open_backend, repository, lifecycle))
+        yield
+        loading.cancel()
+        await repository.close(settings.drain_timeout_ms / 1000)
+        pool.shutdown()
+
+    app = FastAPIOffline(
+        title="resnet-service",
+        version=version("resnet-service"),
+        description=DESCRIPTION,
+        redoc_url=None,
+        lifespan=lifespan,
+        # Swagger UI asks validator.swagger.io about every document that is not on localhost.
+        swagger_ui_parameters={"validatorUrl": None},
+        exception_handlers={
+            ServiceError: on_service_error,
+            RequestValidationError: on_invalid_request,
+            HTTPException: on_http_error,
+        },
+    )
+    app.state.parts = Parts(settings, lifecycle, metrics, repository, pipeline)
+    app.add_middleware(ExchangeMiddleware, lifecycle=lifecycle, metrics=metrics)
+    for routes in (classify, models, health, page):
+        app.include_router(routes.router)
+    app.mount("/page", page.assets)
+    return app
+
+
+async def _take_into_service(
+    settings: Settings, open_backend: OpenBackend, repository: Repository, lifecycle: Lifecycle
+) -> None:
+    """Load, prove and admit every model, then be ready; without a single one, or without the device, give up."""
+    try:
+        for location in discover(settings.models):
+            await _admit(location, settings.max_batch_size, open_backend, repository, lifecycle)
+    except (RepositoryError, DeviceError) as error:
+        lifecycle.fail(str(error))
+        return
+    repository.loading = False
+    reasons = "; ".join(f"{location}: {reason}" for location, reason in repository.failed.items())
+    if not list(repository):
+        lifecycle.fail(f"no model can be served: {reasons}")
+    elif reasons:
+        lifecycle.enter(FAILED, reasons)
+    else:
+        lifecycle.enter(READY)
+        log.info(
+            "ready: %s",
+            ", ".join(f"{each.name} version {each.version} on {each.device}" for each in repository),
+        )
+
+
+async def _admit(
+    location: Location,
+    max_batch: int,
+    open_backend: OpenBackend,
+    repository: Repository,
+    lifecycle: Lifecycle,
+) -> None:
+    lifecycle.enter("loading", str(location))
+    try:
+        loaded = await asyncio.to_thread(
+            load, location, open_backend, max_batch, lambda phase: lifecycle.enter(phase, str(location))
+        )
+    except DeviceError:
+        raise
+    except Exception as error:  # whatever is wrong with one model, the others are served
+        repository.refuse(location, describe_failure(error))
+    else:
+        repository.admit(loaded, lifecycle.fail)

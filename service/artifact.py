@@ -1,0 +1,167 @@
+"""The model card: what an artifact says of itself (contract section 3).
+
+The exporter writes it into the ONNX file as the metadata property `model_card`; the reader, this side, owns the schema.
+"""
+
+import base64
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+CARD_PROPERTY = "model_card"
+INPUT_NAME = "images"
+LOGITS_NAME = "logits"
+FEATURES_NAME = "features"
+
+MediaType = Literal["image/jpeg", "image/png"]
+Channels = tuple[float, float, float]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class ArtifactError(Exception):
+    """The file is no servable artifact. The message is one line that says what is missing or wrong."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputSpec(_Record):
+    """The graph's input: uint8 `[batch, height, width, 3]`, RGB, resized and cropped."""
+
+    name: Literal["images"] = "images"
+    dtype: Literal["uint8"] = "uint8"
+    layout: Literal["NHWC"] = "NHWC"
+    height: PositiveInt
+    width: PositiveInt
+    channels: Literal[3] = 3
+
+
+class Preprocessing(_Record):
+    """The evaluation transform of the training library, from encoded bytes to the graph's input and normalisation.
+
+    The shorter side is resized to `resize` pixels, then the centre `crop` × `crop` is cut out; `mean` and `std` are
+    per channel (RGB) of pixels scaled to [0, 1]. `antialias` is always true: Pillow's filters have it built in.
+    """
+
+    resize: PositiveInt
+    crop: PositiveInt
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    antialias: Literal[True] = True
+    mean: Channels
+    std: Channels
+    exif: Literal["transpose", "ignore"] = "transpose"
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class Source(_Record):
+    """The checkpoint that was converted."""
+
+    format: str
+    sha256: str
+
+
+class ExportRecord(_Record):
+    """What made the file: library versions, opset, UTC time (ISO 8601)."""
+
+    versions: dict[str, str]
+    opset: int
+    time: str
+
+
+class Parity(_Record):
+    """The verdict of torch against onnxruntime at export.
+
+    `tolerance` is relative to the largest logit by magnitude, and absolute where that is below 1.
+    """
+
+    tolerance: float
+    max_abs_diff: float
+    max_rel_diff: float
+    top1_agreement: float
+    batch_sizes: tuple[int, ...]
+    images: int
+
+    def allowed(self, logits: NDArray[np.float32]) -> float:
+        """The largest absolute difference from these logits that is still the same answer."""
+        return self.tolerance * max(1.0, float(np.abs(logits).max()))
+
+
+class Accuracy(_Record):
+    """Measured top-1 accuracy in [0, 1] and the data it was measured on."""
+
+    data: str
+    images: int
+    top1: float
+
+
+class Golden(_Record):
+    """An encoded image, the digest of its preprocessed pixels, and the logits of the trained torch model for it."""
+
+    media_type: MediaType
+    image_base64: str
+    pixels_sha256: str
+    logits: tuple[float, ...]
+
+    @property
+    def encoded(self) -> bytes:
+        return base64.b64decode(self.image_base64)
+
+
+class ModelCard(_Record):
+    """All that is known of a model. `source`, `export`, `parity` are null for a plain ONNX file without a card."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    architecture: str
+    input: InputSpec
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] = Field(min_length=1)
+    precision: Literal["fp32", "fp16", "int8", "unknown"]
+    source: Source | None = None
+    export: ExportRecord | None = None
+    parity: Parity | None = None
+    accuracy: Accuracy | None = None
+    golden: tuple[Golden, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        crop = self.preprocessing.crop
+        if (self.input.height, self.input.width) != (crop, crop):
+            raise ValueError(f"input is {self.input.height}×{self.input.width}, but the crop is {crop}×{crop}")
+        if self.golden and self.parity is None:
+            raise ValueError("golden images need a parity record with their tolerance")
+        if any(len(golden.logits) != len(self.labels) for golden in self.golden):
+            raise ValueError(f"a golden image does not have {len(self.labels)} logits, one a label")
+        return self
+
+    def summary(self) -> dict[str, Any]:
+        """The card as JSON values, with the number of golden images in place of their bytes."""
+        return self.model_dump(mode="json", exclude={"golden"}) | {"golden": len(self.golden)}
+
+
+def read_card(metadata: Mapping[str, str]) -> ModelCard | None:
+    """The card among an ONNX file's metadata properties, or None when there is none; ArtifactError if it is bad."""
+    if CARD_PROPERTY not in metadata:
+        return None
+    try:
+        return ModelCard.model_validate_json(metadata[CARD_PROPERTY])
+    except ValidationError as error:
+        raise ArtifactError(f"the model card is not valid: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints as one line: `field: what is wrong`."""
+    complaint = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in complaint["loc"])
+    return f"{where}: {complaint['msg']}" if where else complaint["msg"]

@@ -1,0 +1,282 @@
+"""Who runs next: one bounded queue and one device thread for each model.
+
+Batches form by backpressure. When the device is free it takes what is waiting, up to the batch limit; while it works,
+the next batch gathers. Nothing ever waits for a timer. Work that nobody waits for any more (cancelled, past its
+deadline) is dropped before it costs device time, and every future is resolved exactly once on every path.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.deadlines import before
+from service.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    Draining,
+    InternalError,
+    ModelUnavailable,
+    Overloaded,
+    ServiceError,
+)
+from service.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+Outcome = Logits | Exception
+
+
+@dataclass(slots=True)
+class Stages:
+    """Seconds that one image spent in each stage, and when (`time.monotonic()`) it left the device."""
+
+    decode: float = 0.0
+    queue: float = 0.0
+    inference: float = 0.0
+    finished_at: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A place in the queue, held from admission until the image's future is resolved.
+
+    `deadline` is in the seconds of `time.monotonic()`. The future belongs to the event loop; other threads only read
+    whether it is done.
+    """
+
+    deadline: float
+    future: asyncio.Future[Logits]
+    stages: Stages = field(default_factory=Stages)
+    queued_at: float = 0.0
+
+    @property
+    def abandoned(self) -> bool:
+        """Nobody waits for this image any more."""
+        return self.future.done()
+
+    def abandon(self) -> None:
+        """The client is gone. To be called on the event loop; the image is dropped wherever it is."""
+        if not self.future.done():
+            self.future.set_exception(ClientClosed())
+
+    async def logits(self) -> Logits:
+        """Wait for the float32 logits `[classes]`, until the deadline.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first; the image is dropped wherever it is.
+            ServiceError: what went wrong with this image or its batch.
+        """
+        async with before(self.deadline):
+            return await self.future
+
+
+Queued = tuple[Ticket, Pixels]
+
+
+class Batcher:
+    """The queue of one model and the thread that owns its device."""
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Pixels], Logits],
+        *,
+        max_batch: int,
+        max_queue: int,
+        metrics: Metrics,
+    ) -> None:
+        """`run` maps uint8 pixels `[n, H, W, 3]` to float32 logits `[n, classes]`; only the device thread calls it."""
+        self._run = run
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._metrics = metrics
+        self._changed = threading.Condition()
+        self._queue: deque[Queued] = deque()
+        self._waiting = 0
+        self._running = 0
+        self._seconds_per_image = 0.0
+        self._stopping = False
+        self._dead = False
+        self._loop: asyncio.AbstractEventLoop
+        self._on_death: Callable[[str], None]
+        self._name = name
+        self._thread = threading.Thread(target=self._work, name=f"device {name}", daemon=True)
+
+    def start(self, loop: asyncio.AbstractEventLoop, on_death: Callable[[str], None]) -> None:
+        """Start the device thread. `on_death` is called on the loop if that thread ever dies."""
+        self._loop = loop
+        self._on_death = on_death
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Images admitted and not yet on the device: being decoded or queued."""
+        return self._waiting
+
+    @property
+    def running(self) -> int:
+        """Images on the device now."""
+        return self._running
+
+    def reserve(self, deadline: float, images: int = 1) -> list[Ticket]:
+        """Places for `images`, all or none, on the event loop; each ticket must then be enqueued or rejected.
+
+        Raises:
+            Overloaded: the queue has no room for all of them.
+            Draining, ModelUnavailable: nothing is taken any more.
+        """
+        with self._changed:
+            self._refuse_when_closed()
+            if self._waiting + images > self._max_queue:
+                raise Overloaded(retry_after=self._expected_wait())
+            self._waiting += images
+        return [Ticket(deadline, self._loop.create_future()) for _ in range(images)]
+
+    def refuse_when_full(self) -> None:
+        """Raise what `reserve` would for one image, before its body is even read."""
+        with self._changed:
+            self._refuse_when_closed()
+            if self._waiting >= self._max_queue:
+                raise Overloaded(retry_after=self._expected_wait())
+
+    def enqueue(self, ticket: Ticket, pixels: Pixels) -> None:
+        """Queue a reserved image for the device. Any thread may call it."""
+        ticket.queued_at = time.monotonic()
+        with self._changed:
+            if not self._dead:
+                self._queue.append((ticket, pixels))
+                self._changed.notify()
+                return
+        self.reject(ticket, ModelUnavailable())
+
+    def reject(self, ticket: Ticket, error: Exception) -> None:
+        """Give a reserved place back and its caller the error. Any thread may call it."""
+        self._release(1)
+        self._resolve([(ticket, error)])
+
+    async def stop(self, grace: float) -> None:
+        """Take no new work, answer what is waiting, end the thread; after `grace` seconds what is left gets 503."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join, grace)
+            if self._thread.is_alive():
+                self._close(Draining())
+
+    def _refuse_when_closed(self) -> None:
+        if self._dead:
+            raise ModelUnavailable
+        if self._stopping:
+            raise Draining
+
+    def _expected_wait(self) -> int:
+        return max(1, math.ceil(self._waiting * self._seconds_per_image))
+
+    def _work(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._run_batch(batch)
+        except BaseException as error:  # a device thread that dies in silence leaves callers hanging for ever
+            self._die(error)
+
+    def _next_batch(self) -> list[Queued]:
+        """Wait for work and take up to a batch of it; empty when the batcher has stopped and nothing is left."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or (self._stopping and not self._waiting))
+                if not self._queue:
+                    return []
+                batch, expired = self._take()
+                self._running = len(batch)
+            self._resolve([(ticket, DeadlineExceeded()) for ticket in expired])
+            if batch:
+                return batch
+
+    def _take(self) -> tuple[list[Queued], list[Ticket]]:
+        batch: list[Queued] = []
+        expired: list[Ticket] = []
+        now = time.monotonic()
+        while self._queue and len(batch) < self._max_batch:
+            ticket, pixels = self._queue.popleft()
+            self._waiting -= 1
+            if ticket.abandoned:
+                continue
+            if ticket.deadline <= now:
+                expired.append(ticket)
+                continue
+            ticket.stages.queue = now - ticket.queued_at
+            batch.append((ticket, pixels))
+        return batch, expired
+
+    def _run_batch(self, batch: list[Queued]) -> None:
+        tickets = [ticket for ticket, _ in batch]
+        started = time.monotonic()
+        outcomes: list[Outcome]
+        try:
+            outcomes = list(self._run(np.stack([pixels for _, pixels in batch])))
+        except Exception:  # the backend may raise anything; its batch gets an answer, the next batch a fresh start
+            log.exception("the model %s failed on a batch of %d", self._name, len(batch))
+            outcomes = [InternalError()] * len(batch)
+        except BaseException:
+            self._resolve([(ticket, ModelUnavailable()) for ticket in tickets])
+            raise
+        self._running = 0
+        self._record(tickets, started, time.monotonic())
+        self._resolve(list(zip(tickets, outcomes, strict=True)))
+
+    def _record(self, tickets: list[Ticket], started: float, finished: float) -> None:
+        seconds = finished - started
+        for ticket in tickets:
+            ticket.stages.inference = seconds
+            ticket.stages.finished_at = finished
+            self._metrics.stage("queue", ticket.stages.queue)
+        self._metrics.stage("inference", seconds)
+        self._metrics.batch_size.observe(len(tickets))
+        latest = seconds / len(tickets)
+        self._seconds_per_image = 0.9 * self._seconds_per_image + 0.1 * latest if self._seconds_per_image else latest
+
+    def _resolve(self, outcomes: list[tuple[Ticket, Outcome]]) -> None:
+        """Hand a whole batch of outcomes to the event loop in one hop."""
+        if outcomes:
+            self._loop.call_soon_threadsafe(_settle, outcomes)
+
+    def _release(self, images: int) -> None:
+        with self._changed:
+            self._waiting -= images
+            self._changed.notify()
+
+    def _close(self, error: ServiceError) -> None:
+        """Nothing will run any more: give what is queued the error, and refuse what is still being decoded."""
+        with self._changed:
+            self._dead = True
+            left = [ticket for ticket, _ in self._queue]
+            self._queue.clear()
+            self._waiting -= len(left)
+        self._resolve([(ticket, error) for ticket in left])
+
+    def _die(self, error: BaseException) -> None:
+        log.critical("the device thread of %s died", self._name, exc_info=error)
+        self._running = 0
+        self._close(ModelUnavailable())
+        self._loop.call_soon_threadsafe(self._on_death, f"the device thread of {self._name} died")
+
+
+def _settle(outcomes: list[tuple[Ticket, Outcome]]) -> None:
+    for ticket, outcome in outcomes:
+        if ticket.future.done():
+            continue
+        if isinstance(outcome, Exception):
+            ticket.future.set_exception(outcome)
+        else:
+            ticket.future.set_result(outcome)

@@ -1,0 +1,141 @@
+"""A request's body: read under a byte limit, as raw bytes or as the parts of a form, never through the disk."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from service.errors import BodyTooLarge, ClientClosed, EmptyBody, MalformedMultipart
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        BodyTooLarge: it is over `limit` bytes; from Content-Length before a byte is read, or while reading.
+        EmptyBody: there is none.
+        ClientClosed: the client went away while sending.
+    """
+    body = bytearray()
+    async for chunk in _chunks(request, limit):
+        body += chunk
+    if not body:
+        raise EmptyBody
+    return bytes(body)
+
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+
+@dataclass(frozen=True)
+class FormLimits:
+    """Bounds of a multipart body; `part_bytes` only marks a part as too large, the others refuse the request."""
+
+    body_bytes: int
+    part_bytes: int
+    parts: int
+
+
+@dataclass
+class Part:
+    """One file of a form. Past the limit its bytes are counted out, not kept."""
+
+    data: bytearray = field(default_factory=bytearray)
+    too_large: bool = False
+
+
+async def read_form(request: Request, name: str, limits: FormLimits) -> list[Part]:
+    """The parts of a multipart/form-data body that are called `name`, in order; parts with other names are ignored.
+
+    Raises:
+        MalformedMultipart: no boundary, a syntax error, or an end before the last boundary.
+        BodyTooLarge: more bytes or more parts than the limits.
+        ClientClosed: the client went away while sending.
+    """
+    _, options = parse_options_header(request.headers.get("content-type"))
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise MalformedMultipart("The Content-Type multipart/form-data has no boundary.")
+    form = _Form(name, limits)
+    try:
+        parser = MultipartParser(boundary, form.callbacks())
+        async for chunk in _chunks(request, limits.body_bytes):
+            parser.write(chunk)
+    except (MultipartParseError, ValueError) as error:
+        raise MalformedMultipart from error
+    if not form.complete:
+        raise MalformedMultipart("The multipart body ends before its last boundary.")
+    return form.wanted
+
+
+async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise BodyTooLarge(f"The body has {declared} bytes; the limit is {limit}.")
+    received = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientClosed
+        chunk: bytes = message.get("body", b"")
+        received += len(chunk)
+        if received > limit:
+            raise BodyTooLarge(f"The body has more than {limit} bytes.")
+        yield chunk
+        if not message.get("more_body", False):
+            return
+
+
+class _Form:
+    """What the streaming parser calls back, part by part."""
+
+    def __init__(self, wanted: str, limits: FormLimits) -> None:
+        self.wanted: list[Part] = []
+        self.complete = False
+        self._wanted_name = wanted.encode()
+        self._limits = limits
+        self._parts = 0
+        self._header = (bytearray(), bytearray())
+        self._part: Part | None = None
+
+    def callbacks(self) -> "MultipartCallbacks":
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_part_data": self._data,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > self._limits.parts:
+            raise BodyTooLarge(f"The form has more than {self._limits.parts} parts.")
+        self._part = None
+
+    def _end_header(self) -> None:
+        name, value = bytes(self._header[0]), bytes(self._header[1])
+        self._header = (bytearray(), bytearray())
+        if name.lower() == b"content-disposition":
+            _, options = parse_options_header(value)
+            if options.get(b"name") == self._wanted_name:
+                self._part = Part()
+                self.wanted.append(self._part)
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        if part is None or part.too_large:
+            return
+        if len(part.data) + end - start > self._limits.part_bytes:
+            part.too_large = True
+            part.data.clear()
+        else:
+            part.data += data[start:end]
+
+    def _end(self) -> None:
+        self.complete = True

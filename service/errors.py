@@ -1,0 +1,114 @@
+"""Every way a request can fail, with the status and the stable code that callers see (contract section 5).
+
+bytes -> *decode* -> pixels -> *queue* -> batch -> *device* -> logits -> answer: each error below belongs to one arrow.
+"""
+
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+
+class ServiceError(Exception):
+    """A failure with an HTTP answer. `detail` is shown to the caller and must say nothing of the inside."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    detail = ""
+
+    def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
+        super().__init__(detail or self.detail)
+        self.detail = detail or self.detail
+        self.retry_after = retry_after
+
+    def problem(self) -> dict[str, Any]:
+        """The error as an RFC 9457 problem object."""
+        return problem(self.status, self.code, self.detail)
+
+
+def problem(status: int, code: str, detail: str) -> dict[str, Any]:
+    """An RFC 9457 problem object; `code` is the stable name that clients may switch on."""
+    return {
+        "type": f"urn:resnet-service:problem:{code}",
+        "title": "Client Closed Request" if status == 499 else HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+
+
+class UndecodableImage(ServiceError):
+    status, code = 400, "undecodable_image"
+    detail = "The body is not a complete JPEG, PNG, WebP or GIF image."
+
+
+class EmptyBody(ServiceError):
+    status, code = 400, "empty_body"
+    detail = "The request has no body; send the image as the body or as the multipart part `file`."
+
+
+class MalformedMultipart(ServiceError):
+    status, code = 400, "malformed_multipart"
+    detail = "The body is not valid multipart/form-data."
+
+
+class UnknownModel(ServiceError):
+    status, code = 404, "unknown_model"
+
+
+class BodyTooLarge(ServiceError):
+    status, code = 413, "body_too_large"
+
+
+class ImageTooLarge(ServiceError):
+    status, code = 413, "image_too_large"
+
+
+class UnsupportedMediaType(ServiceError):
+    status, code = 415, "unsupported_media_type"
+
+
+class InvalidParameter(ServiceError):
+    status, code = 422, "invalid_parameter"
+
+
+class Overloaded(ServiceError):
+    status, code = 429, "overloaded"
+    detail = "The queue is full; try again after the time in Retry-After."
+
+
+class ClientClosed(ServiceError):
+    """The caller went away: seen in logs and metrics only, nobody is left to read it."""
+
+    status, code = 499, "client_closed"
+    detail = "The client closed the connection."
+
+
+class InternalError(ServiceError):
+    status, code = 500, "internal_error"
+    detail = "The server failed on this request; its log has the reason under the request id."
+
+
+class Starting(ServiceError):
+    status, code = 503, "starting"
+    detail = "The models are being loaded; /health/ready tells how far."
+
+
+class Draining(ServiceError):
+    status, code = 503, "draining"
+    detail = "This server is shutting down; send the request to another one."
+
+
+class ModelUnavailable(ServiceError):
+    status, code = 503, "model_unavailable"
+    detail = "The model is not in service; /models says why."
+
+
+class DeadlineExceeded(ServiceError):
+    status, code = 504, "deadline_exceeded"
+    detail = "The deadline passed before the answer was there."
+
+
+ERRORS: tuple[type[ServiceError], ...] = (
+    UndecodableImage, EmptyBody, MalformedMultipart, UnknownModel, BodyTooLarge, ImageTooLarge,
+    UnsupportedMediaType, InvalidParameter, Overloaded, ClientClosed, InternalError, Starting, Draining,
+    ModelUnavailable, DeadlineExceeded,
+)  # fmt: skip

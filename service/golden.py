@@ -1,0 +1,53 @@
+"""Golden replay: the proof, on this machine and this device, that what is served is what was trained.
+
+The card carries a few encoded images with the trained torch model's logits. Each is decoded, preprocessed and run as a
+request would be; the pixels must be equal and the logits within the tolerance that the export stated.
+"""
+
+import hashlib
+
+import numpy as np
+
+from service.artifact import Golden, ModelCard
+from service.errors import ServiceError
+from service.image import preprocess
+from service.runtime import Backend
+
+# Golden images are our own, so only the size of the format limits them.
+MAX_GOLDEN_PIXELS = 2**26
+
+
+class GoldenMismatch(Exception):
+    """The model does not answer as it did in torch. The message names the stage that differs: pixels or logits."""
+
+
+def replay(backend: Backend, card: ModelCard) -> float | None:
+    """Run a card's golden images; the largest absolute difference of a logit, or None for a card without any.
+
+    Raises:
+        GoldenMismatch: other pixels, or logits further away than the tolerance.
+    """
+    if not card.golden or not card.parity:
+        return None
+    pixels = np.stack([_pixels(golden, position, card) for position, golden in enumerate(card.golden)])
+    expected = np.array([golden.logits for golden in card.golden], dtype=np.float32)  # (n, classes)
+    difference = float(np.abs(backend.run(pixels) - expected).max())
+    allowed = card.parity.allowed(expected)
+    if not difference <= allowed:  # also true for NaN
+        raise GoldenMismatch(
+            f"golden logits differ by {difference:.3g}, more than {allowed:.3g}: "
+            "the weights or the device do not compute what the trained model did"
+        )
+    return difference
+
+
+def _pixels(golden: Golden, position: int, card: ModelCard) -> np.ndarray:
+    try:
+        pixels = preprocess(golden.encoded, card.preprocessing, MAX_GOLDEN_PIXELS)
+    except (ServiceError, ValueError) as error:
+        raise GoldenMismatch(f"golden image {position} cannot be decoded: {error}") from error
+    if hashlib.sha256(pixels.tobytes()).hexdigest() != golden.pixels_sha256:
+        raise GoldenMismatch(
+            f"golden pixels differ for image {position}: the preprocessing is not the one the model was exported with"
+        )
+    return pixels

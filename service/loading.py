@@ -1,0 +1,133 @@
+"""From the folder of models, `models/<name>/<version>/model.onnx`, to loaded models that are proved and warm."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from service.artifact import ArtifactError, ModelCard, read_card
+from service.golden import GoldenMismatch, replay
+from service.lifecycle import LOADING
+from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config
+from service.runtime import Backend, DeviceError, OpenBackend
+
+log = logging.getLogger(__name__)
+
+MODEL_FILE = "model.onnx"
+# A CPU session only touches its memory on the first run; CUDA chooses algorithms for each batch size it has not seen.
+CPU_WARMUP = (1,)
+
+Progress = Callable[[str], None]
+EXPECTED_FAILURES = (ArtifactError, GoldenMismatch, DeviceError, OSError)
+
+
+class RepositoryError(Exception):
+    """There is nothing to serve. The message is one line that says what to do."""
+
+
+@dataclass(frozen=True, order=True)
+class Location:
+    """One version of one model on disk."""
+
+    name: str
+    version: int
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that passed its golden replay and its warm-up."""
+
+    location: Location
+    card: ModelCard
+    backend: Backend
+    max_batch: int
+    golden_max_abs_diff: float | None
+    seconds: float
+
+
+def discover(folder: Path) -> list[Location]:
+    """Every model file under `folder`, by name and version; entries that do not fit the layout are ignored.
+
+    Raises:
+        RepositoryError: the folder is missing or holds no model.
+    """
+    paths = folder.glob(f"*/*/{MODEL_FILE}")
+    found = [
+        Location(path.parent.parent.name, int(path.parent.name), path)
+        for path in paths
+        if path.parent.name.isdecimal() and int(path.parent.name) > 0 and not path.parent.parent.name.startswith(".")
+    ]
+    if not found:
+        raise RepositoryError(
+            f"no model in {folder}/<name>/<version>/{MODEL_FILE}: "
+            f"run `resnet-export convert SOURCE --name NAME --out {folder}` first"
+        )
+    return sorted(found)
+
+
+def load(location: Location, open_backend: OpenBackend, max_batch: int, progress: Progress) -> LoadedModel:
+    """Open one model, replay its golden images and warm it up, telling `progress` the phase.
+
+    Raises:
+        ArtifactError, GoldenMismatch, DeviceError, OSError: why this model cannot be served.
+    """
+    started = time.monotonic()
+    progress(LOADING)
+    backend, card = _open(location, open_backend)
+    _check_shapes(backend, card)
+    progress("golden")
+    difference = replay(backend, card)
+    if difference is None:
+        log.warning("%s has no golden images: nothing proves that it answers as it was trained", location)
+    limit = backend.input.shape[0] or max_batch
+    _warm_up(backend, card, limit, progress)
+    return LoadedModel(location, card, backend, limit, difference, time.monotonic() - started)
+
+
+def _open(location: Location, open_backend: OpenBackend) -> tuple[Backend, ModelCard]:
+    backend = open_backend(location.path)
+    card = read_card(backend.metadata)
+    if card is not None:
+        return backend, card
+    card = card_from_config(location.path.parent.parent / CONFIG_NAME, location.name)
+    if backend.input.dtype == "tensor(uint8)":
+        return backend, card
+    return NormalisingBackend(backend, card.preprocessing), card
+
+
+def _check_shapes(backend: Backend, card: ModelCard) -> None:
+    batch, *image = backend.input.shape
+    expected = [card.input.height, card.input.width, card.input.channels]
+    if backend.input.dtype != "tensor(uint8)" or image != expected or batch not in (None, 1):
+        raise ArtifactError(
+            f"the graph takes {backend.input.dtype} {list(backend.input.shape)}, "
+            f"but its card says uint8 [batch, {', '.join(map(str, expected))}]"
+        )
+    classes = backend.output.shape[-1]
+    if classes not in (None, len(card.labels)):
+        raise ArtifactError(f"the graph gives {classes} classes, but there are {len(card.labels)} labels")
+
+
+def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progress) -> None:
+    sizes = CPU_WARMUP if backend.device == "cpu" else _powers_of_two(max_batch)
+    for done, size in enumerate(sizes, start=1):
+        progress(f"warmup {done}/{len(sizes)}")
+        backend.run(np.zeros((size, card.input.height, card.input.width, card.input.channels), dtype=np.uint8))
+
+
+def _powers_of_two(limit: int) -> tuple[int, ...]:
+    return tuple(sorted({min(2**power, limit) for power in range(limit.bit_length() + 1)}))
+
+
+def describe_failure(error: Exception) -> str:
+    """Why a load failed, as one line; a failure that we did not foresee is also logged with its traceback."""
+    if not isinstance(error, EXPECTED_FAILURES):
+        log.error("unexpected failure while loading", exc_info=error)
+    return (str(error) or type(error).__name__).splitlines()[0]

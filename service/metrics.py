@@ -1,0 +1,149 @@
+"""Every Prometheus series of the service (contract section 6), built from a registry argument.
+
+Stages are recorded where they end. Gauges that count live things read them at scrape time, so they cannot get stuck.
+No label takes a value that a caller chooses.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from service.artifact import ModelCard
+from service.errors import ERRORS
+
+STAGES = ("decode", "queue", "inference", "respond")
+# 100 µs to 10 s: a GPU's batch and an overloaded CPU's queue both fall between two bounds, not past the last one.
+SECONDS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+PROBABILITIES = tuple(tenth / 10 for tenth in range(1, 11))
+MAX_LABELS = 1000
+NO_MODEL = "none"
+OTHER_LABEL = "other"
+
+
+# A second series for each of ours that no rule ever reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """The series of one server process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._requests = Counter(
+            "classify_requests",
+            "Classification requests by HTTP status.",
+            ["model", "version", "code"],
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "classify_request_seconds",
+            "From the request's headers to its last byte.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._stage_seconds = Histogram(
+            "classify_stage_seconds", "Time in each stage.", ["stage"], buckets=SECONDS, registry=registry
+        )
+        self.batch_size = Histogram(
+            "classify_batch_size", "Images in each batch that ran.", buckets=BATCH_SIZES, registry=registry
+        )
+        self._rejected = Counter(
+            "classify_rejected",
+            "Requests and images without an answer, by error code.",
+            ["reason"],
+            registry=registry,
+        )
+        self._predictions = Counter(
+            "classify_predictions",
+            "Images by their most probable label.",
+            ["model", "label"],
+            registry=registry,
+        )
+        self._confidence = Histogram(
+            "classify_confidence",
+            "Probability of the most probable label.",
+            buckets=PROBABILITIES,
+            registry=registry,
+        )
+        self._model_info = Gauge(
+            "model_info",
+            "1 for each model in service.",
+            ["model", "version", "architecture", "precision", "device"],
+            registry=registry,
+        )
+        self._model_load_seconds = Gauge(
+            "model_load_seconds", "From opening the file to ready.", ["model", "version"], registry=registry
+        )
+        self._golden_diff = Gauge(
+            "model_golden_max_abs_diff",
+            "Largest difference from the trained model's logits at the last replay.",
+            ["model", "version"],
+            registry=registry,
+        )
+        self._queue_depth = Gauge(
+            "classify_queue_depth", "Images admitted and waiting for the device.", registry=registry
+        )
+        self._in_flight = Gauge("classify_images_in_flight", "Images admitted and not yet answered.", registry=registry)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        # Series that exist from the start let an alert tell "never happened" from "not scraped".
+        self._stages = {stage: self._stage_seconds.labels(stage) for stage in STAGES}
+        for error in ERRORS:
+            self._rejected.labels(error.code)
+        self._labels: dict[str, frozenset[str]] = {}
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Record the end of one of STAGES."""
+        self._stages[name].observe(seconds)
+
+    def rejected(self, code: str) -> None:
+        """Count a request or an image that ended in the error `code`."""
+        self._rejected.labels(code).inc()
+
+    def predicted(self, model: str, label: str, probability: float) -> None:
+        """Count an image's most probable label and its probability."""
+        known = label if label in self._labels[model] else OTHER_LABEL
+        self._predictions.labels(model, known).inc()
+        self._confidence.observe(probability)
+
+    def watch(self, waiting: Callable[[], int], in_flight: Callable[[], int]) -> None:
+        """Read the live gauges from these functions at each scrape."""
+        self._queue_depth.set_function(waiting)
+        self._in_flight.set_function(in_flight)
+
+    def in_service(self, model: str, version: int, card: ModelCard, device: str) -> None:
+        """Announce a model that is taken into service."""
+        self._model_info.labels(model, version, card.architecture, card.precision, device).set(1)
+        self._labels[model] = frozenset(card.labels[:MAX_LABELS])
+
+    def loaded(self, model: str, version: int, seconds: float, golden_max_abs_diff: float | None) -> None:
+        """Record how long a load took and how its golden replay, if there was one, ended."""
+        self._model_load_seconds.labels(model, version).set(seconds)
+        if golden_max_abs_diff is not None:
+            self._golden_diff.labels(model, version).set(golden_max_abs_diff)
+
+    def answered(self, model: str, version: str, status: int, seconds: float) -> None:
+        """Count a finished classification request."""
+        self._requests.labels(model, version, status).inc()
+        self._request_seconds.observe(seconds)

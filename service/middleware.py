@@ -1,0 +1,103 @@
+"""Around every request, pure ASGI: request id, Server-Timing, the request's log line and metrics, and the last net.
+
+Starlette's BaseHTTPMiddleware is not used: it hides the client's disconnect from the routes.
+"""
+
+import asyncio
+import json
+import logging
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ClientClosed, Draining, InternalError, ServiceError
+from service.exchange import Exchange, request_id
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+
+log = logging.getLogger("service.request")
+
+CLASSIFICATION_PATHS = frozenset({"/classify", "/classify/batch"})
+
+
+class ExchangeMiddleware:
+    """Opens an Exchange for each request and closes it with headers, one log line and the request's metrics."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; other ASGI events pass through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(request_id(Headers(scope=scope).get("x-request-id")))
+        scope.setdefault("state", {})["exchange"] = exchange
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._add_headers(message, exchange)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except (Exception, asyncio.CancelledError) as error:
+            await self._answer_failure(error, exchange, send_with_headers)
+        finally:
+            self._record(scope, exchange)
+
+    def _add_headers(self, message: Message, exchange: Exchange) -> None:
+        exchange.finish(message["status"])
+        headers = MutableHeaders(scope=message)
+        headers["x-request-id"] = exchange.request_id
+        headers["server-timing"] = exchange.server_timing()
+        if self._lifecycle.draining:
+            # Keep-alive connections must end while the listener is still open, or a request is lost on each.
+            headers["connection"] = "close"
+
+    async def _answer_failure(self, error: BaseException, exchange: Exchange, send: Send) -> None:
+        failure: ServiceError = InternalError()
+        if isinstance(error, asyncio.CancelledError):
+            failure = Draining(retry_after=1) if self._lifecycle.draining else ClientClosed()
+        else:
+            log.error("unhandled error", exc_info=error, extra={"request_id": exchange.request_id})
+        if exchange.status:
+            raise error
+        exchange.error_code = failure.code
+        body = json.dumps(failure.problem()).encode()
+        headers = [
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": failure.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _record(self, scope: Scope, exchange: Exchange) -> None:
+        classification = scope["method"] == "POST" and scope["path"] in CLASSIFICATION_PATHS
+        if classification:
+            self._measure(exchange)
+        log.log(
+            logging.INFO if classification else logging.DEBUG,
+            "%s %r %d %s",
+            scope["method"],
+            scope["path"],
+            exchange.status,
+            exchange.error_code,
+            extra={
+                "request_id": exchange.request_id,
+                "status": exchange.status,
+                "code": exchange.error_code,
+                "model": exchange.model,
+                "version": exchange.version,
+                "ms": {stage: round(seconds * 1000, 3) for stage, seconds in exchange.timing.items()},
+            },
+        )
+
+    def _measure(self, exchange: Exchange) -> None:
+        if "respond" in exchange.timing:
+            self._metrics.stage("respond", exchange.timing["respond"])
+        if exchange.error_code:
+            self._metrics.rejected(exchange.error_code)
+        self._metrics.answered(exchange.model, exchange.version, exchange.status, exchange.timing.get("total", 0.0))

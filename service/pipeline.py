@@ -1,0 +1,127 @@
+"""The map: an image's way from encoded bytes to an answer.
+
+    event loop     decode pool          device thread         event loop
+    admit     ->   preprocess    ->     run a batch     ->    top k
+    (or 429)       (or 400, 413)        (or 500)
+
+The decode thread hands the pixels straight to the model's queue, and a whole batch comes back in one hop.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from service.answer import Prediction, top_predictions
+from service.batching import Stages, Ticket
+from service.errors import ClientClosed, DeadlineExceeded, InternalError, ServiceError
+from service.image import preprocess
+from service.metrics import Metrics
+from service.repository import ServedModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a caller asked of a model: how many labels, until when, and how to notice that it hung up."""
+
+    model: ServedModel
+    top_k: int
+    deadline: float
+    disconnected: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The predictions for one image and where the time went."""
+
+    predictions: list[Prediction]
+    stages: Stages
+
+
+class Pipeline:
+    """Decodes in a pool and answers from the models' queues."""
+
+    def __init__(self, pool: Executor, max_pixels: int, metrics: Metrics) -> None:
+        self._pool = pool
+        self._max_pixels = max_pixels
+        self._metrics = metrics
+
+    async def classify(self, encoded: bytes, order: Order) -> Answer:
+        """Classify one encoded image; ServiceError says why there is no answer."""
+        tickets = self._admit([encoded], order)
+        with _abandoned_on_disconnect(tickets, order):
+            return await self._answer(tickets[0], order)
+
+    async def classify_many(self, images: Sequence[bytes | ServiceError], order: Order) -> list[Answer | ServiceError]:
+        """Classify images that arrived together, in order; an upload that was refused already keeps its error.
+
+        They are admitted together or not at all, and then each fails alone.
+        """
+        tickets = self._admit([each for each in images if isinstance(each, bytes)], order)
+        with _abandoned_on_disconnect(tickets, order):
+            answers = iter(await asyncio.gather(*(self._answer_or_error(ticket, order) for ticket in tickets)))
+        results = [next(answers) if isinstance(each, bytes) else each for each in images]
+        for error in results:
+            if isinstance(error, ServiceError):
+                self._metrics.rejected(error.code)
+        return results
+
+    def _admit(self, images: Sequence[bytes], order: Order) -> list[Ticket]:
+        tickets = order.model.batcher.reserve(order.deadline, len(images))
+        for encoded, ticket in zip(images, tickets, strict=True):
+            self._pool.submit(self._decode, encoded, ticket, order.model)
+        return tickets
+
+    async def _answer(self, ticket: Ticket, order: Order) -> Answer:
+        logits = await ticket.logits()  # (classes,) float32
+        predictions = top_predictions(logits, order.model.card.labels, order.top_k)
+        self._metrics.predicted(order.model.name, predictions[0]["label"], predictions[0]["probability"])
+        return Answer(predictions, ticket.stages)
+
+    async def _answer_or_error(self, ticket: Ticket, order: Order) -> Answer | ServiceError:
+        try:
+            return await self._answer(ticket, order)
+        except ClientClosed:
+            raise
+        except ServiceError as error:
+            return error
+
+    def _decode(self, encoded: bytes, ticket: Ticket, model: ServedModel) -> None:
+        """On a pool thread: turn the bytes into pixels and queue them, or give the place back."""
+        started = time.monotonic()
+        if ticket.abandoned or ticket.deadline <= started:
+            model.batcher.reject(ticket, DeadlineExceeded())
+            return
+        try:
+            pixels = preprocess(encoded, model.card.preprocessing, self._max_pixels)  # (H, W, 3) uint8
+        except ServiceError as error:
+            model.batcher.reject(ticket, error)
+        except Exception:  # a bug of ours must not leave the caller waiting for its deadline
+            log.exception("preprocessing failed")
+            model.batcher.reject(ticket, InternalError())
+        else:
+            ticket.stages.decode = time.monotonic() - started
+            self._metrics.stage("decode", ticket.stages.decode)
+            model.batcher.enqueue(ticket, pixels)
+
+
+@contextmanager
+def _abandoned_on_disconnect(tickets: Sequence[Ticket], order: Order) -> Iterator[None]:
+    """Drop the images as soon as nobody waits for them any more."""
+
+    def abandon(_: asyncio.Future[None]) -> None:
+        for ticket in tickets:
+            ticket.abandon()
+
+    watcher = asyncio.ensure_future(order.disconnected())
+    watcher.add_done_callback(abandon)
+    try:
+        yield
+    finally:
+        watcher.remove_done_callback(abandon)
+        watcher.cancel()

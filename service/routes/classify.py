@@ -1,0 +1,97 @@
+"""`POST /classify` and `POST /classify/batch`."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
+
+from service.batching import Stages
+from service.body import FormLimits
+from service.deadlines import before
+from service.errors import InvalidParameter, ServiceError
+from service.exchange import exchange_of
+from service.pipeline import Answer, Order
+from service.routes.dependencies import Parts, Service
+from service.schemas import MANY_IMAGES, ONE_IMAGE, PROBLEMS, BatchBody, ClassifyBody, ClassifyQuery
+from service.settings import Settings
+from service.uploads import read_image, read_images
+
+router = APIRouter(tags=["classification"], responses=PROBLEMS)
+
+DEFAULT_TOP_K = 5
+
+
+@router.post("/classify", response_model=ClassifyBody, openapi_extra=ONE_IMAGE)
+async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], service: Service) -> JSONResponse:
+    """Classify one image: the body itself, or the part `file` of a form."""
+    order = _order(request, query, service)
+    async with before(order.deadline):
+        encoded = await read_image(request, _limits(service.settings))
+    answer = await service.pipeline.classify(encoded, order)
+    exchange_of(request).stages = answer.stages
+    return JSONResponse({"model": order.model.name, "version": order.model.version, "predictions": answer.predictions})
+
+
+@router.post("/classify/batch", response_model=BatchBody, openapi_extra=MANY_IMAGES)
+async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()], service: Service) -> JSONResponse:
+    """Classify the parts `files` of a form: one result an image, in order; a bad image fails alone."""
+    order = _order(request, query, service)
+    async with before(order.deadline):
+        images = await read_images(request, _limits(service.settings))
+    results = await service.pipeline.classify_many(images, order)
+    exchange_of(request).stages = _slowest([each.stages for each in results if isinstance(each, Answer)])
+    return JSONResponse(
+        {
+            "model": order.model.name,
+            "version": order.model.version,
+            "results": [_result(each) for each in results],
+        }
+    )
+
+
+def _order(request: Request, query: ClassifyQuery, service: Parts) -> Order:
+    """What is asked of which model; refuses what can be refused before the body is read."""
+    exchange = exchange_of(request)
+    model = service.repository.find(query.model or service.settings.default_model, query.version)
+    exchange.model, exchange.version = model.name, str(model.version)
+    classes = len(model.card.labels)
+    if query.top_k is not None and query.top_k > classes:
+        raise InvalidParameter(f"top_k: the model has {classes} classes.")
+    model.batcher.refuse_when_full()
+    return Order(
+        model=model,
+        top_k=query.top_k or min(DEFAULT_TOP_K, classes),
+        deadline=exchange.started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
+        disconnected=_disconnect_of(request),
+    )
+
+
+def _limits(settings: Settings) -> FormLimits:
+    return FormLimits(settings.max_request_bytes, settings.max_image_bytes, settings.max_request_images)
+
+
+def _disconnect_of(request: Request) -> Callable[[], Awaitable[None]]:
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return disconnected
+
+
+def _slowest(stages: list[Stages]) -> Stages | None:
+    """The stages of a batch as its one request saw them: each as long as the slowest image's."""
+    if not stages:
+        return None
+    return Stages(
+        decode=max(each.decode for each in stages),
+        queue=max(each.queue for each in stages),
+        inference=max(each.inference for each in stages),
+        finished_at=max(each.finished_at for each in stages),
+    )
+
+
+def _result(result: Answer | ServiceError) -> dict[str, Any]:
+    if isinstance(result, Answer):
+        return {"predictions": result.predictions}
+    return {"error": {"code": result.code, "detail": result.detail}}

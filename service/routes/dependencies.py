@@ -1,0 +1,31 @@
+"""What the routes take from the application: one object, put on its state by app.py."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.repository import Repository
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a running service."""
+
+    settings: Settings
+    lifecycle: Lifecycle
+    metrics: Metrics
+    repository: Repository
+    pipeline: Pipeline
+
+
+async def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+Service = Annotated[Parts, Depends(_parts)]

@@ -1,0 +1,43 @@
+"""`GET /health/live`, `/health/ready` and `/metrics`: what probes and Prometheus ask, never behind the queue."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.routes.dependencies import Service
+from service.schemas import HealthBody
+
+router = APIRouter(tags=["operations"])
+UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": HealthBody, "description": "Not, and why."}}
+
+
+@router.get("/health/live", response_model=HealthBody, responses=UNAVAILABLE)
+async def live(service: Service) -> JSONResponse:
+    """200 while the process can recover; 503 when only a restart helps."""
+    lifecycle = service.lifecycle
+    if lifecycle.fatal:
+        return _unavailable("dead", lifecycle.phase, lifecycle.fatal)
+    return JSONResponse({"status": "live", "phase": lifecycle.phase})
+
+
+@router.get("/health/ready", response_model=HealthBody, responses=UNAVAILABLE)
+async def ready(service: Service) -> JSONResponse:
+    """200 when every model passed its golden images and the server is not stopping."""
+    lifecycle = service.lifecycle
+    if lifecycle.ready:
+        return JSONResponse({"status": "ready", "phase": lifecycle.phase})
+    return _unavailable("unavailable", lifecycle.phase, lifecycle.fatal or lifecycle.reason or lifecycle.phase)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(service: Service) -> Response:
+    """Prometheus text."""
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _unavailable(status: str, phase: str, reason: str) -> JSONResponse:
+    return JSONResponse(
+        {"status": status, "phase": phase, "reason": reason}, status_code=503, headers={"retry-after": "1"}
+    )

@@ -1,0 +1,55 @@
+"""`GET /models`: what is served, and what is not and why."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from service.errors import UnknownModel
+from service.repository import ServedModel
+from service.routes.dependencies import Parts, Service
+from service.schemas import PROBLEMS, LabelsBody, ModelBody, ModelQuery, ModelsBody, VersionBody
+
+router = APIRouter(tags=["models"], responses={status: PROBLEMS[status] for status in (404, 422, 503)})
+
+Name = Annotated[str, Path(description="The folder's name.")]
+
+
+@router.get("/models")
+async def models(service: Service) -> ModelsBody:
+    """Every model with its versions, devices and cards."""
+    return ModelsBody(models=[_model(name, service) for name in service.repository.names()])
+
+
+@router.get("/models/{name}")
+async def model(name: Name, service: Service) -> ModelBody:
+    """One model with its versions."""
+    if name not in service.repository.names():
+        raise UnknownModel("There is no such model here; GET /models lists what is served.")
+    return _model(name, service)
+
+
+@router.get("/models/{name}/labels")
+async def labels(name: Name, query: Annotated[ModelQuery, Query()], service: Service) -> LabelsBody:
+    """The labels of one version, by class index."""
+    served = service.repository.find(name, query.version)
+    return LabelsBody(model=served.name, version=served.version, labels=list(served.card.labels))
+
+
+def _model(name: str, service: Parts) -> ModelBody:
+    served = [_served(each) for each in service.repository if each.name == name]
+    failed = [
+        VersionBody(version=location.version, state="failed", reason=reason)
+        for location, reason in service.repository.failed.items()
+        if location.name == name
+    ]
+    return ModelBody(name=name, versions=sorted(served + failed, key=lambda each: -each.version))
+
+
+def _served(each: ServedModel) -> VersionBody:
+    return VersionBody(
+        version=each.version,
+        state="ready",
+        device=each.device,
+        golden_max_abs_diff=each.golden_max_abs_diff,
+        card=each.card.summary(),
+    )

@@ -1,0 +1,39 @@
+"""Every error leaves as `application/problem+json` (RFC 9457) with a stable code."""
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from service.errors import InvalidParameter, ServiceError, problem
+from service.exchange import exchange_of
+
+CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+async def on_service_error(request: Request, error: Exception) -> JSONResponse:
+    """Our own errors carry their status, code and detail."""
+    assert isinstance(error, ServiceError)  # noqa: S101  registered for this class only
+    exchange_of(request).error_code = error.code
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    return _respond(error.problem(), headers)
+
+
+async def on_invalid_request(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's validation errors, as the first parameter that is wrong and why."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    complaint = error.errors()[0]
+    name = ".".join(str(part) for part in complaint["loc"][1:])
+    return await on_service_error(request, InvalidParameter(f"{name}: {complaint['msg']}"))
+
+
+async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's own 404 and 405."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    code = CODES.get(error.status_code, "http_error")
+    exchange_of(request).error_code = code
+    return _respond(problem(error.status_code, code, f"{error.detail}."), dict(error.headers or {}))
+
+
+def _respond(body: dict[str, object], headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse(body, int(str(body["status"])), headers, media_type="application/problem+json")

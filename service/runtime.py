@@ -1,0 +1,172 @@
+"""What runs a batch: the Backend protocol, and the onnxruntime one.
+
+A backend says which device it is on, and it is on that device: asked for CUDA or TensorRT it never falls back.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.artifact import LOGITS_NAME, ArtifactError
+
+log = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Array = NDArray[Any]
+
+
+class DeviceError(Exception):
+    """The device that was asked for cannot be used. The message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output as onnxruntime describes it; None in the shape stands for a dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+class Backend(Protocol):
+    """A loaded model on a device. One thread at a time may call `run`."""
+
+    device: str
+    metadata: Mapping[str, str]
+    input: TensorSpec
+    output: TensorSpec
+
+    def run(self, images: Array) -> NDArray[np.float32]:
+        """Logits `[n, classes]` of a batch `[n, …]` in the input's dtype and layout."""
+        ...
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        ...
+
+
+OpenBackend = Callable[[Path], Backend]
+
+
+class OnnxBackend:
+    """An onnxruntime session on one device, with only the logits computed."""
+
+    def __init__(self, session: ort.InferenceSession, device: str) -> None:
+        self._session: ort.InferenceSession | None = session
+        self.device = device
+        self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+        self.input = _spec(_only_input(session))
+        self.output = _spec(_logits_output(session))
+
+    def run(self, images: Array) -> NDArray[np.float32]:
+        """Logits of a batch; see Backend."""
+        if self._session is None:
+            raise RuntimeError("the backend is closed")
+        (logits,) = self._session.run([self.output.name], {self.input.name: images})
+        return np.asarray(logits, dtype=np.float32)
+
+    def close(self) -> None:
+        """Drop the session; onnxruntime frees its memory with the last reference."""
+        self._session = None
+
+
+def open_onnx(path: Path, device: Device, threads: int) -> OnnxBackend:
+    """Load an ONNX file onto a device.
+
+    Args:
+        path: the model file.
+        device: `auto` takes CUDA when it works and the CPU otherwise, and logs which.
+        threads: onnxruntime's threads for one batch on the CPU.
+
+    Raises:
+        ArtifactError: the file is no ONNX model that onnxruntime can load.
+        DeviceError: the device that was asked for is missing or does not work.
+    """
+    if device != "auto":
+        return _open_on(path, device, threads)
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        try:
+            return _open_on(path, "cuda", threads)
+        except DeviceError as error:
+            log.warning("%s; serving %s on the CPU", error, path)
+    return _open_on(path, "cpu", threads)
+
+
+def _open_on(path: Path, device: str, threads: int) -> OnnxBackend:
+    provider, options = _PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise DeviceError(
+            f"device {device} was asked for, but this onnxruntime has no {provider}: install resnet-service[gpu]"
+        )
+    if device != "cpu":
+        ort.preload_dlls()
+    backend = OnnxBackend(_session(path, device, [(provider, options)], threads), device)
+    if device != "cpu":
+        _prove(backend, path)
+    return backend
+
+
+# use_tf32 rounds float32 convolutions to 10 bits of mantissa: 1e-3 away from what torch was trained to answer.
+_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}),
+    "tensorrt": ("TensorrtExecutionProvider", {}),
+}
+
+
+def _session(
+    path: Path, device: str, providers: list[tuple[str, dict[str, str]]], threads: int
+) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning between batches would burn the CPU time that decoding needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime raises classes of its own and RuntimeError alike
+        reason = str(error).splitlines()[0]
+        if device == "cpu":
+            raise ArtifactError(f"onnxruntime cannot load it: {reason}") from error
+        raise DeviceError(f"device {device} cannot run {path}: {reason}") from error
+    if session.get_providers()[0] != providers[0][0]:
+        raise DeviceError(f"device {device} was asked for, but onnxruntime put {path} on {session.get_providers()[0]}")
+    return session
+
+
+def _prove(backend: OnnxBackend, path: Path) -> None:
+    # The CUDA provider loads without cuDNN and fails at its first convolution, so one real batch decides.
+    shape = [2 if size is None else size for size in backend.input.shape]
+    try:
+        backend.run(np.zeros(shape, dtype=np.uint8 if backend.input.dtype == "tensor(uint8)" else np.float32))
+    except Exception as error:  # as in _session
+        raise DeviceError(f"device {backend.device} cannot run {path}: {str(error).splitlines()[0]}") from error
+
+
+def _only_input(session: ort.InferenceSession) -> Any:
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise ArtifactError(f"it has {len(inputs)} inputs; a classifier has one")
+    return inputs[0]
+
+
+def _logits_output(session: ort.InferenceSession) -> Any:
+    outputs = session.get_outputs()
+    for output in outputs:
+        if output.name == LOGITS_NAME or len(outputs) == 1:
+            return output
+    names = ", ".join(output.name for output in outputs)
+    raise ArtifactError(f"none of its outputs ({names}) is called {LOGITS_NAME}")
+
+
+def _spec(node: Any) -> TensorSpec:
+    return TensorSpec(node.name, node.type, tuple(size if isinstance(size, int) else None for size in node.shape))

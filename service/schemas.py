@@ -1,0 +1,157 @@
+"""The JSON shapes of the HTTP interface (contract section 5), for validation and for the OpenAPI document."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_TIMEOUT_MS = 600_000
+
+
+class ModelQuery(BaseModel):
+    """Which version of which model; an unknown query parameter is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[int | None, Field(ge=1, description="The highest version when absent.")] = None
+
+
+class ClassifyQuery(ModelQuery):
+    """The query parameters of the classification routes."""
+
+    model: Annotated[str | None, Field(min_length=1, description="Needed only when several models are served.")] = None
+    top_k: Annotated[int | None, Field(ge=1, description="Labels to return; 5, or all of fewer classes.")] = None
+    timeout_ms: Annotated[int | None, Field(ge=1, le=MAX_TIMEOUT_MS, description="Deadline, in milliseconds.")] = None
+
+
+class PredictionBody(BaseModel):
+    """One label and its probability."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class ClassifyBody(BaseModel):
+    """The answer for one image, best label first."""
+
+    model: str
+    version: int
+    predictions: list[PredictionBody]
+
+
+class ErrorBody(BaseModel):
+    """Why one image of a batch has no answer."""
+
+    code: str
+    detail: str
+
+
+class BatchItem(BaseModel):
+    """One image's result: either predictions or an error."""
+
+    predictions: list[PredictionBody] | None = None
+    error: ErrorBody | None = None
+
+
+class BatchBody(BaseModel):
+    """The answers for many images, in the order they were sent."""
+
+    model: str
+    version: int
+    results: list[BatchItem]
+
+
+class Problem(BaseModel):
+    """An error, `application/problem+json` (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class VersionBody(BaseModel):
+    """One version of a model; `state` is `ready` or `failed`, `reason` says why it failed."""
+
+    version: int
+    state: str
+    reason: str | None = None
+    device: str | None = None
+    golden_max_abs_diff: float | None = None
+    card: dict[str, Any] | None = None
+
+
+class ModelBody(BaseModel):
+    """A model and its versions, newest first."""
+
+    name: str
+    versions: list[VersionBody]
+
+
+class ModelsBody(BaseModel):
+    """Everything in the model folder."""
+
+    models: list[ModelBody]
+
+
+class LabelsBody(BaseModel):
+    """The labels of one version, by class index."""
+
+    model: str
+    version: int
+    labels: list[str]
+
+
+class HealthBody(BaseModel):
+    """Live or ready, with the phase and, when not, the reason."""
+
+    status: str
+    phase: str
+    reason: str | None = None
+
+
+_BINARY = {"type": "string", "format": "binary"}
+ONE_IMAGE = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": _BINARY},
+            "application/octet-stream": {"schema": _BINARY},
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY}}
+            },
+        },
+    }
+}
+MANY_IMAGES = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {"files": {"type": "array", "items": _BINARY}},
+                }
+            }
+        },
+    }
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": description,
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    }
+    for status, description in {
+        400: "Not an image, truncated, or no body.",
+        404: "The model or version is not served.",
+        413: "Too many bytes, or too many pixels.",
+        415: "A body that is no image, multipart form or octet stream.",
+        422: "A bad query parameter.",
+        429: "The queue is full; see Retry-After.",
+        500: "A failure of the server; its log has the reason under the X-Request-Id.",
+        503: "Starting, draining, or the model is not in service; see Retry-After.",
+        504: "The deadline passed.",
+    }.items()
+}

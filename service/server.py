@@ -1,0 +1,109 @@
+"""The process around the application: uvicorn, with a drain that loses no accepted request.
+
+uvicorn closes its listener at the moment of SIGTERM, before a load balancer can have noticed. Here a stop goes:
+ready turns 503 -> go on serving for the drain delay, closing each connection after its answer -> take no new
+connections -> let those that are open finish -> stop the batchers -> exit 0. A second signal ends at once.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.lifecycle import Lifecycle
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Longer than the idle time-outs of common balancers (60 s), so that they close idle connections, not this side.
+KEEP_ALIVE_SECONDS = 75
+# A connection accepted just before the listener closed has its first request on the way.
+LAST_REQUEST_SECONDS = 0.2
+BACKLOG = 2048
+
+
+class ListenError(Exception):
+    """The address cannot be listened on. The message is one line that says why."""
+
+
+def serve(app: FastAPI, settings: Settings) -> str:
+    """Serve until told to stop; returns why the process cannot go on, or "" after a clean stop.
+
+    Raises:
+        ListenError: the port is taken or the address is not this machine's.
+    """
+    lifecycle: Lifecycle = app.state.parts.lifecycle
+    listener = _listen(settings.host, settings.port)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=-(-settings.drain_timeout_ms // 1000),
+        backlog=BACKLOG,
+    )
+    server = _DrainingServer(config, lifecycle, settings.drain_delay_ms / 1000, listener)
+    log.info("listening on http://%s:%d", *listener.getsockname()[:2])
+    server.run(sockets=[listener])
+    log.info("stopped")
+    return "stopped by a second signal" if server.force_exit else lifecycle.fatal
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=_family(host), backlog=BACKLOG)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+class _DrainingServer(uvicorn.Server):
+    def __init__(
+        self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay: float, listener: socket.socket
+    ) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._drain_delay = drain_delay
+        self._listener = listener
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn names it
+        """First signal: drain; second: stop at once. uvicorn would record it and die of it after the drain."""
+        if self._lifecycle.draining:
+            self.should_exit = self.force_exit = True
+        self._lifecycle.drain()
+        if sig == signal.SIGINT:
+            self._drain_delay = 0.0  # somebody at a terminal, and no balancer, waits for the end
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is it time to stop?"""
+        drained_at = self._lifecycle.draining_since
+        if drained_at is not None and time.monotonic() >= drained_at + self._drain_delay:
+            self.should_exit = True
+        if self._lifecycle.fatal:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, give the last connections time to send, then let uvicorn finish them."""
+        if not self.force_exit:
+            self._lifecycle.drain()
+            log.info("draining: answering what is in flight")
+            # With no room in the backlog the kernel completes no more handshakes, so that closing resets nobody.
+            self._listener.listen(0)
+            await asyncio.sleep(LAST_REQUEST_SECONDS / 2)
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(LAST_REQUEST_SECONDS / 2)
+        await super().shutdown(sockets)

@@ -1,0 +1,85 @@
+"""Every setting, its default and its meaning. Built once, in cli.py, and passed down."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.artifact import first_problem
+from service.runtime import Device
+
+PREFIX = "SERVICE_"
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class SettingsError(Exception):
+    """A setting is unknown or has a bad value. The message is one line that names it."""
+
+
+class Settings(BaseSettings):
+    """Read from `SERVICE_*` environment variables; a flag of `resnet-serve` wins over its variable."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    models: Path = Field(Path("models"), description="folder of models, <name>/<version>/model.onnx")
+    default_model: str = Field("", description="model for requests that name none, where several are served")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
+    device: Device = Field("auto", description="auto, cpu, cuda or tensorrt; only auto ever chooses the CPU by itself")
+    threads: NotNegative = Field(
+        0, description="CPU threads of the model and of decoding each; 0 takes the CPUs granted"
+    )
+    max_batch_size: Positive = Field(32, description="most images in one run of the model")
+    max_queue: Positive = Field(256, description="most images admitted and waiting for one model; more get 429")
+    request_timeout_ms: Positive = Field(30_000, description="deadline of a request that names none, in ms")
+    max_image_bytes: Positive = Field(10 * 2**20, description="largest encoded image, in bytes")
+    max_image_pixels: Positive = Field(40_000_000, description="largest image, in pixels, read from its header")
+    max_request_images: Positive = Field(64, description="most images in one /classify/batch request")
+    max_request_bytes: Positive = Field(32 * 2**20, description="largest body of /classify/batch, in bytes")
+    drain_delay_ms: NotNegative = Field(
+        1_000,
+        description="after SIGTERM, time to keep serving while not ready, so that load balancers notice, in ms",
+    )
+    drain_timeout_ms: Positive = Field(30_000, description="longest wait for requests in flight when stopping, in ms")
+    log_format: Literal["json", "text"] = Field("json", description="json or text")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.max_request_images > self.max_queue:
+            raise ValueError(
+                f"max_request_images ({self.max_request_images}) is larger than max_queue ({self.max_queue}): "
+                "such a request could never be admitted"
+            )
+        return self
+
+
+def read_settings(flags: Mapping[str, Any]) -> Settings:
+    """Settings from flags (those that were given) over the environment over the defaults.
+
+    Raises:
+        SettingsError: an unknown `SERVICE_*` variable, or a value that does not fit.
+    """
+    known = {(PREFIX + name).upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(PREFIX) and variable.upper() not in known:
+            raise SettingsError(f"{variable} is not a setting; `resnet-serve --help` lists them all")
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise SettingsError(_complaint(error)) from error
+
+
+def _complaint(error: ValidationError) -> str:
+    location = error.errors()[0]["loc"]
+    value = error.errors()[0]["input"]
+    problem = first_problem(error)
+    if not location:
+        return problem
+    name = (PREFIX + str(location[0])).upper()
+    return f"{name}={value}: {problem.partition(': ')[2]}"

@@ -1,0 +1,66 @@
+"""The images in a request: which media types are taken, and what each upload amounts to."""
+
+from starlette.requests import Request
+
+from service.body import FormLimits, Part, read_body, read_form
+from service.errors import BodyTooLarge, EmptyBody, InvalidParameter, ServiceError, UnsupportedMediaType
+
+FORM = "multipart/form-data"
+OCTETS = "application/octet-stream"
+# Boundaries and part headers around the file of a form.
+FORM_OVERHEAD = 64 * 2**10
+
+
+async def read_image(request: Request, limits: FormLimits) -> bytes:
+    """The one encoded image of a request: its body, or its only part `file`.
+
+    Raises:
+        UnsupportedMediaType: the body is declared as something else.
+        EmptyBody, BodyTooLarge, MalformedMultipart, InvalidParameter, ClientClosed: as they say.
+    """
+    media_type = _media_type(request)
+    if request.headers.get("content-length") == "0":
+        raise EmptyBody
+    if media_type == FORM:
+        return await _only_file(request, limits)
+    if media_type in ("", OCTETS) or media_type.startswith("image/"):
+        return await read_body(request, limits.part_bytes)
+    raise UnsupportedMediaType(f"Send the image with Content-Type image/*, {OCTETS}, or as part `file` of {FORM}.")
+
+
+async def read_images(request: Request, limits: FormLimits) -> list[bytes | ServiceError]:
+    """The parts `files` of a form, in order; an empty or too large one is an error in its place.
+
+    Raises:
+        UnsupportedMediaType, EmptyBody, BodyTooLarge, MalformedMultipart, ClientClosed: as they say, for the whole.
+    """
+    if _media_type(request) != FORM:
+        raise UnsupportedMediaType(f"Send the images as parts `files` of {FORM}.")
+    parts = await read_form(request, "files", limits)
+    if not parts:
+        raise EmptyBody("The form has no part named `files`.")
+    return [_content(part, limits) for part in parts]
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _only_file(request: Request, limits: FormLimits) -> bytes:
+    parts = await read_form(
+        request, "file", FormLimits(limits.part_bytes + FORM_OVERHEAD, limits.part_bytes, limits.parts)
+    )
+    if not parts:
+        raise EmptyBody("The form has no part named `file`.")
+    if len(parts) > 1:
+        raise InvalidParameter("file: send one image here, or several to /classify/batch.")
+    content = _content(parts[0], limits)
+    if isinstance(content, ServiceError):
+        raise content
+    return content
+
+
+def _content(part: Part, limits: FormLimits) -> bytes | ServiceError:
+    if part.too_large:
+        return BodyTooLarge(f"The image has more than {limits.part_bytes} bytes.")
+    return bytes(part.data) if part.data else EmptyBody("The image is empty.")

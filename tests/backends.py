@@ -1,0 +1,72 @@
+"""A model without weights that tells which colour an image has most of; its device can be held, broken or killed."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.artifact import CARD_PROPERTY, InputSpec, ModelCard, Preprocessing
+from service.runtime import Array, TensorSpec
+
+SIZE = 8
+LABELS = ("red", "green", "blue")
+
+
+def colour_card(name: str = "colours") -> ModelCard:
+    """The card of the colour model: images are stretched to 8×8 and nothing is normalised."""
+    return ModelCard(
+        name=name,
+        architecture="mean",
+        input=InputSpec(height=SIZE, width=SIZE),
+        preprocessing=Preprocessing(
+            resize=SIZE, crop=SIZE, interpolation="nearest", mean=(0, 0, 0), std=(1, 1, 1), exif="transpose"
+        ),
+        labels=LABELS,
+        precision="fp32",
+    )
+
+
+class ColourBackend:
+    """Logits are the mean of each channel, in sixteenths."""
+
+    def __init__(self, card: ModelCard | None = None) -> None:
+        self.device = "cpu"
+        self.metadata: Mapping[str, str] = {CARD_PROPERTY: (card or colour_card()).model_dump_json()}
+        self.input = TensorSpec("images", "tensor(uint8)", (None, SIZE, SIZE, 3))
+        self.output = TensorSpec("logits", "tensor(float)", (None, len(LABELS)))
+        self.batches: list[int] = []
+        self.error: BaseException | None = None
+        self.free = threading.Event()
+        self.free.set()
+        self.busy = threading.Event()
+        self.closed = False
+
+    def open(self, path: Path) -> "ColourBackend":
+        """What the service calls to load a model file."""
+        return self
+
+    def hold(self) -> None:
+        """Keep the next batch on the device until `free` is set; `busy` tells when it is there."""
+        self.busy.clear()
+        self.free.clear()
+
+    def run(self, images: Array) -> NDArray[np.float32]:
+        """Logits of uint8 `[n, 8, 8, 3]`, once the device is free."""
+        self.busy.set()
+        self.free.wait()
+        self.batches.append(len(images))
+        if self.error is not None:
+            raise self.error
+        return logits_of(images)
+
+    def close(self) -> None:
+        """Remember that the service closed it."""
+        self.closed = True
+
+
+def logits_of(images: Array) -> NDArray[np.float32]:
+    """What the backend answers."""
+    means: NDArray[np.float32] = (images.astype(np.float32).mean(axis=(1, 2)) / 16).astype(np.float32)
+    return means

@@ -1,0 +1,44 @@
+"""What the tiers share: the colour model's folder, the converted digits, the shipped samples."""
+
+from pathlib import Path
+
+import pytest
+
+SAMPLES = Path(__file__).parent.parent / "model_export" / "builtin" / "digits" / "samples"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def colour_models(tmp_path: Path) -> Path:
+    """A model folder with one entry, `colours` version 1; the colour backend never reads the file."""
+    file = tmp_path / "models" / "colours" / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    return tmp_path / "models"
+
+
+@pytest.fixture(scope="session")
+def digits_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with the built-in digits, converted by the real exporter once for the whole run."""
+    from model_export.cli import main
+
+    folder = tmp_path_factory.mktemp("models")
+    assert main(["convert", "builtin:digits", "--name", "digits", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_model(digits_models: Path) -> Path:
+    return digits_models / "digits" / "1" / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Path]:
+    """The shipped held-out digits; a file's name is its label."""
+    found = sorted(SAMPLES.iterdir())
+    assert len(found) >= 10
+    return found

@@ -1,0 +1,275 @@
+"""The batcher's invariants: each was broken by some server that people use."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.batching import Batcher, Logits, Pixels, Ticket
+from service.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    Draining,
+    InternalError,
+    ModelUnavailable,
+    Overloaded,
+    ServiceError,
+)
+from service.metrics import Metrics
+from tests.backends import SIZE, ColourBackend, logits_of
+
+pytestmark = pytest.mark.anyio
+rng = np.random.default_rng(7)
+
+
+def random_pixels() -> Pixels:
+    return rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def far() -> float:
+    return time.monotonic() + 30
+
+
+class Rig:
+    """A running batcher over a colour backend."""
+
+    def __init__(self, max_batch: int = 4, max_queue: int = 64) -> None:
+        self.backend = ColourBackend()
+        self.metrics = Metrics(CollectorRegistry())
+        self.deaths: list[str] = []
+        self.batcher = Batcher(
+            "colours 1", self.backend.run, max_batch=max_batch, max_queue=max_queue, metrics=self.metrics
+        )
+
+    def submit(self, pixels: Pixels | None = None, deadline: float | None = None) -> Ticket:
+        (ticket,) = self.batcher.reserve(far() if deadline is None else deadline)
+        self.batcher.enqueue(ticket, random_pixels() if pixels is None else pixels)
+        return ticket
+
+    async def occupy(self) -> asyncio.Task[Logits]:
+        """Put one image on a device that is then held; more can only queue."""
+        self.backend.hold()
+        task = asyncio.create_task(self.submit().logits())
+        await asyncio.to_thread(self.backend.busy.wait, 5)
+        return task
+
+
+@asynccontextmanager
+async def running(max_batch: int = 4, max_queue: int = 64) -> AsyncIterator[Rig]:
+    rig = Rig(max_batch, max_queue)
+    rig.batcher.start(asyncio.get_running_loop(), rig.deaths.append)
+    try:
+        yield rig
+    finally:
+        rig.backend.free.set()
+        await rig.batcher.stop(grace=5)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  the condition is another thread's doing
+            await asyncio.sleep(0.005)
+
+
+async def error_of(awaitable: Awaitable[object]) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
+        await awaitable
+    return caught.value
+
+
+async def test_a_every_caller_gets_the_result_of_its_own_image() -> None:
+    async with running(max_batch=7, max_queue=500) as rig:
+        images = [random_pixels() for _ in range(300)]
+        answers = await asyncio.gather(*(rig.submit(pixels).logits() for pixels in images))
+        np.testing.assert_array_equal(np.stack(answers), logits_of(np.stack(images)))
+        assert max(rig.backend.batches) > 1, "nothing was batched, so nothing was proved"
+
+
+async def test_b_a_failing_batch_fails_its_callers_and_the_next_batch_works() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        callers = [rig.submit().logits() for _ in range(3)]
+        rig.backend.error = ValueError("broken")
+        rig.backend.free.set()
+        errors = [await error_of(each) for each in [busy, *callers]]
+        assert {type(each) for each in errors} == {InternalError}
+        assert "broken" not in errors[0].detail
+        rig.backend.error = None
+        pixels = random_pixels()
+        np.testing.assert_array_equal(await rig.submit(pixels).logits(), logits_of(pixels[np.newaxis])[0])
+
+
+async def test_c_a_cancelled_caller_does_not_disturb_its_batch_mates() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        images = [random_pixels() for _ in range(3)]
+        callers = [asyncio.create_task(rig.submit(pixels).logits()) for pixels in images]
+        await asyncio.sleep(0)
+        callers[1].cancel()
+        rig.backend.free.set()
+        await busy
+        answers = [await callers[0], await callers[2]]
+        np.testing.assert_array_equal(np.stack(answers), logits_of(np.stack([images[0], images[2]])))
+        with pytest.raises(asyncio.CancelledError):
+            await callers[1]
+
+
+async def test_c_a_caller_cancelled_while_its_batch_runs_does_not_disturb_its_mates() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        busy.cancel()
+        await asyncio.gather(busy, return_exceptions=True)
+        rig.backend.free.set()
+        pixels = random_pixels()
+        np.testing.assert_array_equal(await rig.submit(pixels).logits(), logits_of(pixels[np.newaxis])[0])
+        assert rig.deaths == []
+
+
+async def test_d_work_that_is_abandoned_before_its_batch_forms_never_runs() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        abandoned = rig.submit()
+        abandoned.abandon()
+        assert isinstance(await error_of(abandoned.logits()), ClientClosed)
+        kept = rig.submit()
+        rig.backend.free.set()
+        await asyncio.gather(busy, kept.logits())
+        assert rig.backend.batches == [1, 1]
+        assert (rig.batcher.waiting, rig.batcher.running) == (0, 0)
+
+
+async def test_d_work_that_expires_in_the_queue_never_runs() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        late = rig.submit(deadline=time.monotonic() + 0.02)
+        assert isinstance(await error_of(late.logits()), DeadlineExceeded)
+        rig.backend.free.set()
+        await busy
+        await eventually(lambda: rig.batcher.waiting == 0)
+        assert rig.backend.batches == [1]
+
+
+async def test_d_the_device_thread_itself_drops_what_expired() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        late = rig.submit(deadline=time.monotonic() + 0.02)
+        await asyncio.sleep(0.05)  # nobody awaits it, so only the device thread can notice
+        rig.backend.free.set()
+        await busy
+        assert isinstance(await error_of(late.future), DeadlineExceeded)
+        assert rig.backend.batches == [1]
+
+
+async def test_e_a_full_queue_refuses_at_once_and_takes_nothing() -> None:
+    async with running(max_queue=3) as rig:
+        busy = await rig.occupy()
+        waiting = [rig.submit() for _ in range(3)]
+        with pytest.raises(Overloaded) as refused:
+            rig.batcher.reserve(far())
+        assert refused.value.retry_after is not None
+        assert refused.value.retry_after >= 1
+        with pytest.raises(Overloaded):
+            rig.batcher.refuse_when_full()
+        assert rig.batcher.waiting == 3
+        rig.backend.free.set()
+        await asyncio.gather(busy, *(each.logits() for each in waiting))
+        assert rig.batcher.waiting == 0
+        rig.batcher.refuse_when_full()
+
+
+async def test_e_images_that_arrive_together_are_admitted_together_or_not_at_all() -> None:
+    async with running(max_queue=3) as rig:
+        with pytest.raises(Overloaded):
+            rig.batcher.reserve(far(), images=4)
+        assert rig.batcher.waiting == 0
+
+
+async def test_f_a_lone_image_leaves_at_once_when_the_device_is_idle() -> None:
+    async with running(max_batch=32) as rig:
+        for _ in range(3):
+            await rig.submit().logits()
+        assert rig.backend.batches == [1, 1, 1]
+
+
+async def test_g_what_gathered_while_the_device_was_busy_runs_together_up_to_the_limit() -> None:
+    async with running(max_batch=4) as rig:
+        busy = await rig.occupy()
+        waiting = [rig.submit() for _ in range(10)]
+        rig.backend.free.set()
+        await asyncio.gather(busy, *(each.logits() for each in waiting))
+        assert rig.backend.batches == [1, 4, 4, 2]
+
+
+async def test_h_stop_answers_what_is_queued_and_refuses_new_work() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        pixels = random_pixels()
+        queued = rig.submit(pixels)
+        (decoding,) = rig.batcher.reserve(far())
+        stopping = asyncio.create_task(rig.batcher.stop(grace=5))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Draining):
+            rig.batcher.reserve(far())
+        rig.batcher.enqueue(decoding, pixels)
+        rig.backend.free.set()
+        await busy
+        for ticket in (queued, decoding):
+            np.testing.assert_array_equal(await ticket.logits(), logits_of(pixels[np.newaxis])[0])
+        await stopping
+
+
+async def test_h_a_hung_device_does_not_keep_callers_beyond_the_grace() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        queued = rig.submit()
+        (decoding,) = rig.batcher.reserve(far())
+        await rig.batcher.stop(grace=0.05)
+        assert isinstance(await error_of(queued.logits()), Draining)
+        rig.batcher.enqueue(decoding, random_pixels())
+        assert isinstance(await error_of(decoding.logits()), ModelUnavailable)
+        rig.backend.free.set()
+        await busy
+
+
+async def test_i_a_dead_device_thread_is_reported_and_leaves_nobody_waiting() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        queued = rig.submit()
+        (decoding,) = rig.batcher.reserve(far())
+        rig.backend.error = SystemExit("killed")
+        rig.backend.free.set()
+        assert isinstance(await error_of(busy), ModelUnavailable)
+        assert isinstance(await error_of(queued.logits()), ModelUnavailable)
+        rig.batcher.enqueue(decoding, random_pixels())
+        assert isinstance(await error_of(decoding.logits()), ModelUnavailable)
+        await eventually(lambda: rig.deaths == ["the device thread of colours 1 died"])
+        with pytest.raises(ModelUnavailable):
+            rig.batcher.reserve(far())
+        assert (rig.batcher.waiting, rig.batcher.running) == (0, 0)
+
+
+async def test_j_a_batch_gives_the_same_answer_as_a_batch_of_one() -> None:
+    async with running(max_batch=16) as rig:
+        images = [random_pixels() for _ in range(16)]
+        alone = [await rig.submit(pixels).logits() for pixels in images]
+        busy = await rig.occupy()
+        together = [rig.submit(pixels) for pixels in images]
+        rig.backend.free.set()
+        await busy
+        np.testing.assert_allclose(
+            np.stack([await each.logits() for each in together]), np.stack(alone), rtol=0, atol=1e-4
+        )
+        assert rig.backend.batches[-1] == 16
+
+
+async def test_a_rejected_image_gives_its_place_back() -> None:
+    async with running(max_queue=1) as rig:
+        (ticket,) = rig.batcher.reserve(far())
+        rig.batcher.reject(ticket, InternalError())
+        assert isinstance(await error_of(ticket.logits()), InternalError)
+        await rig.submit().logits()
+        assert rig.batcher.waiting == 0

@@ -1,0 +1,158 @@
+"""Pixels equal to the training library's, and a typed error for everything else that strangers send."""
+
+import random
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.artifact import Preprocessing
+from service.errors import ImageTooLarge, ServiceError, UndecodableImage
+from service.image import preprocess
+
+LIMIT = 1_000_000
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def recipe(resize: int = 16, crop: int = 16, **changes: object) -> Preprocessing:
+    fields = {"interpolation": "bilinear", "mean": (0, 0, 0), "std": (1, 1, 1)} | changes
+    return Preprocessing.model_validate({"resize": resize, "crop": crop} | fields)
+
+
+def encode(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def torchvision_transform(image: Image.Image, resize: int, crop: int, resampling: Image.Resampling) -> np.ndarray:
+    """torchvision 0.28 `Resize(resize)` and `CenterCrop(crop)` on a Pillow image, written out from functional.py."""
+    width, height = image.size
+    short, long = (width, height) if width <= height else (height, width)
+    new_short, new_long = resize, int(resize * long / short)
+    new_width, new_height = (new_short, new_long) if width <= height else (new_long, new_short)
+    image = image.resize((new_width, new_height), resampling)
+    top = int(round((new_height - crop) / 2.0))  # noqa: RUF046  as torchvision writes it
+    left = int(round((new_width - crop) / 2.0))  # noqa: RUF046
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(8, 400),
+    height=st.integers(8, 400),
+    sizes=st.sampled_from([(256, 224), (232, 224), (235, 224), (32, 32), (33, 32)]),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_resize_and_crop_equal_torchvisions(
+    width: int, height: int, sizes: tuple[int, int], interpolation: str
+) -> None:
+    image = noise(width, height, seed=width * 1000 + height)
+    expected = torchvision_transform(image, *sizes, Image.Resampling[interpolation.upper()])
+    got = preprocess(encode(image), recipe(*sizes, interpolation=interpolation), LIMIT)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("colour", [RED, GREEN, BLUE])
+def test_channels_are_in_the_order_red_green_blue(form: str, colour: tuple[int, int, int]) -> None:
+    pixels = preprocess(encode(Image.new("RGB", (16, 16), colour), form), recipe(), LIMIT)
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels.mean(axis=(0, 1)), colour, atol=3)
+
+
+def test_grey_palette_and_cmyk_become_rgb() -> None:
+    for mode in ("L", "P", "1", "CMYK"):
+        image = Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode)
+        pixels = preprocess(encode(image, "JPEG" if mode == "CMYK" else "PNG"), recipe(), LIMIT)
+        assert pixels.min() >= 254, mode
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_show_white_and_not_the_colour_under_them(mode: str) -> None:
+    image = Image.new("RGBA", (16, 16), (0, 0, 0, 0)).convert(mode)
+    options = {"transparency": 0} if mode == "P" else {}
+    pixels = preprocess(encode(image, "PNG", **options), recipe(), LIMIT)
+    assert pixels.min() == 255
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    levels = np.full((16, 16), 257 * 100, dtype=np.uint16)
+    pixels = preprocess(encode(Image.fromarray(levels)), recipe(), LIMIT)
+    assert (pixels.min(), pixels.max()) == (100, 100)
+
+
+def test_the_exif_orientation_is_applied_or_ignored_as_the_card_says() -> None:
+    image = Image.new("RGB", (32, 16), RED)
+    image.paste(BLUE, (16, 0, 32, 16))  # red left, blue right
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise: red top, blue bottom
+    encoded = encode(image, "PNG", exif=exif)
+    turned = preprocess(encoded, recipe(16, 16, exif="transpose"), LIMIT)
+    as_stored = preprocess(encoded, recipe(16, 16, exif="ignore"), LIMIT)
+    assert turned[0].mean(axis=0)[0] > 200
+    assert turned[-1].mean(axis=0)[2] > 200
+    assert as_stored[:, 0].mean(axis=0)[0] > 200
+    assert as_stored[:, -1].mean(axis=0)[2] > 200
+
+
+def test_pixels_are_counted_from_the_header() -> None:
+    header_only = encode(Image.new("1", (30_000, 30_000)))[:200]
+    with pytest.raises(ImageTooLarge, match="30000×30000"):
+        preprocess(header_only, recipe(), 40_000_000)
+
+
+def test_the_limit_itself_is_still_allowed() -> None:
+    assert preprocess(encode(noise(100, 50)), recipe(), 5000).shape == (16, 16, 3)
+    with pytest.raises(ImageTooLarge):
+        preprocess(encode(noise(100, 50)), recipe(), 4999)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_shape_that_the_resize_would_blow_up_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageTooLarge, match="narrow"):
+        preprocess(encode(Image.new("L", size)), recipe(256, 224), LIMIT)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"hello",
+        b"%PDF-1.7",
+        b"<html></html>",
+        b"GIF89a",
+        encode(noise(64, 64), "JPEG")[:-200],
+        encode(noise(64, 64), "PNG")[:-200],
+        encode(noise(64, 64), "TIFF"),
+        encode(noise(64, 64), "BMP"),
+        encode(noise(64, 64), "PPM"),
+    ],
+    ids=["text", "pdf", "html", "gif header", "cut jpeg", "cut png", "tiff", "bmp", "ppm"],
+)
+def test_what_is_no_complete_image_of_a_served_format_is_undecodable(encoded: bytes) -> None:
+    with pytest.raises(UndecodableImage):
+        preprocess(encoded, recipe(), LIMIT)
+
+
+@pytest.mark.filterwarnings("ignore")  # a decoder may warn before it gives up
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_damaged_images_give_pixels_or_a_typed_error(form: str) -> None:
+    whole = encode(noise(40, 30), form)
+    damage = random.Random(form)
+    for _ in range(150):
+        broken = bytearray(whole)
+        for _ in range(damage.randint(1, 8)):
+            broken[damage.randrange(len(broken))] = damage.randrange(256)
+        try:
+            pixels = preprocess(bytes(broken[: damage.randint(1, len(broken))]), recipe(), LIMIT)
+        except ServiceError:
+            continue
+        assert pixels.shape == (16, 16, 3)

@@ -1,0 +1,208 @@
+"""From the folder to a proved model: real ONNX files, and each thing that can be wrong with one."""
+
+import base64
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from service.artifact import CARD_PROPERTY, ArtifactError
+from service.golden import GoldenMismatch
+from service.loading import LoadedModel, Location, RepositoryError, discover, load
+from service.runtime import DeviceError, open_onnx
+
+open_cpu = partial(open_onnx, device="cpu", threads=1)
+
+
+def load_file(path: Path, max_batch: int = 8) -> tuple[LoadedModel, list[str]]:
+    phases: list[str] = []
+    version = int(path.parent.name)
+    return load(Location(path.parent.parent.name, version, path), open_cpu, max_batch, phases.append), phases
+
+
+def changed(model: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    proto = onnx.load(model)
+    change(proto)
+    path = tmp_path / "digits" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(proto, path)
+    return path
+
+
+def change_card(edit: Callable[[dict[str, Any]], object]) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        (entry,) = [each for each in proto.metadata_props if each.key == CARD_PROPERTY]
+        card = json.loads(entry.value)
+        edit(card)
+        entry.value = json.dumps(card)
+
+    return change
+
+
+def test_discover_finds_versions_in_order_and_ignores_what_does_not_fit(tmp_path: Path) -> None:
+    for name in ("b/2", "b/10", "a/1", "a/x", "a/0", ".converting/1", "b/.converting-x"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "model.onnx").touch()
+    (tmp_path / "a" / "2").mkdir()
+    assert [str(each) for each in discover(tmp_path)] == ["a version 1", "b version 2", "b version 10"]
+
+
+def test_discover_says_what_to_do_when_there_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="resnet-export convert"):
+        discover(tmp_path / "absent")
+
+
+def test_the_real_digits_load_with_every_phase(digits_model: Path) -> None:
+    loaded, phases = load_file(digits_model)
+    assert phases == ["loading", "golden", "warmup 1/1"]
+    assert loaded.backend.device == "cpu"
+    assert loaded.golden_max_abs_diff is not None
+    assert loaded.golden_max_abs_diff < 1e-3
+    assert (loaded.card.labels[7], loaded.max_batch) == ("seven", 8)
+
+
+def test_changed_weights_fail_the_golden_logits(digits_model: Path, tmp_path: Path) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        weights = next(each for each in proto.graph.initializer if len(each.dims) == 4)
+        weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * 1.01, weights.name))
+
+    with pytest.raises(GoldenMismatch, match="logits differ"):
+        load_file(changed(digits_model, tmp_path, change))
+
+
+def test_swapped_channels_in_the_graph_fail_the_golden_logits(digits_model: Path, tmp_path: Path) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        weights = next(each for each in proto.graph.initializer if list(each.dims[1:]) == [3, 3, 3])
+        weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights)[:, ::-1].copy(), weights.name))
+
+    with pytest.raises(GoldenMismatch, match="logits differ"):
+        load_file(changed(digits_model, tmp_path, change))
+
+
+@pytest.mark.parametrize("field", ["interpolation", "resize"])
+def test_other_preprocessing_fails_the_golden_pixels(field: str, digits_model: Path, tmp_path: Path) -> None:
+    value: object = {"interpolation": "nearest", "resize": 33}[field]
+    change = change_card(lambda card: card["preprocessing"].update({field: value}))
+    with pytest.raises(GoldenMismatch, match="pixels differ"):
+        load_file(changed(digits_model, tmp_path, change))
+
+
+def test_a_golden_image_that_is_no_image_is_named(digits_model: Path, tmp_path: Path) -> None:
+    garbage = base64.b64encode(b"garbage").decode()
+    change = change_card(lambda card: card["golden"][2].update(image_base64=garbage))
+    with pytest.raises(GoldenMismatch, match="golden image 2"):
+        load_file(changed(digits_model, tmp_path, change))
+
+
+def test_a_card_for_another_number_of_classes_is_refused(digits_model: Path, tmp_path: Path) -> None:
+    def edit(card: dict[str, Any]) -> None:
+        card["labels"] = card["labels"][:9]
+        card["golden"] = []
+
+    with pytest.raises(ArtifactError, match="gives 10 classes, but there are 9 labels"):
+        load_file(changed(digits_model, tmp_path, change_card(edit)))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a" * 100])
+def test_a_file_that_is_no_model_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="onnxruntime cannot load it"):
+        load_file(path)
+
+
+def test_a_truncated_model_is_refused(digits_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "digits" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(digits_model.read_bytes()[:-100_000])
+    with pytest.raises(ArtifactError):
+        load_file(path)
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_device_that_is_missing_is_never_replaced_by_the_cpu(device: Any, digits_model: Path) -> None:
+    import onnxruntime
+
+    if len(onnxruntime.get_available_providers()) > 2:
+        pytest.skip("this onnxruntime has more than the CPU provider")
+    with pytest.raises(DeviceError, match=f"device {device} was asked for"):
+        open_onnx(digits_model, device, threads=1)
+
+
+def test_auto_takes_the_cpu_where_there_is_nothing_else(digits_model: Path) -> None:
+    assert open_onnx(digits_model, "auto", threads=1).device in ("cpu", "cuda")
+
+
+PLAIN_CONFIG = {
+    "labels": ["red", "green", "blue"],
+    "preprocessing": {
+        "resize": 8,
+        "crop": 8,
+        "interpolation": "bilinear",
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5, 0.25, 0.2],
+    },
+}
+
+
+def write_plain(folder: Path, shape: list[str | int], axes: list[int]) -> Path:
+    """A foreign classifier: the mean of each normalised channel, without a card."""
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)],
+        "mean",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [shape[0], 3])],
+        [numpy_helper.from_array(np.array(axes, dtype=np.int64), "axes")],
+    )
+    path = folder / "plain" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "max_batch"),
+    [(["n", 3, 8, 8], [2, 3], 8), (["n", 8, 8, 3], [1, 2], 8), ([1, 3, 8, 8], [2, 3], 1)],
+    ids=["NCHW", "NHWC", "fixed batch"],
+)
+def test_a_plain_classifier_is_served_with_its_config(
+    shape: list[str | int], axes: list[int], max_batch: int, tmp_path: Path
+) -> None:
+    path = write_plain(tmp_path, shape, axes)
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG))
+    loaded, _ = load_file(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    expected = ((pixels / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 0.2]).mean(axis=(1, 2))
+    np.testing.assert_allclose(loaded.backend.run(pixels), expected, atol=1e-5)
+    assert (loaded.max_batch, loaded.golden_max_abs_diff, loaded.card.precision) == (max_batch, None, "unknown")
+
+
+def test_a_plain_classifier_without_a_config_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+    path = write_plain(tmp_path, ["n", 3, 8, 8], [2, 3])
+    with pytest.raises(ArtifactError, match=r"no model card and there is no .*config.json"):
+        load_file(path)
+
+
+@pytest.mark.parametrize("missing", ["labels", "preprocessing"])
+def test_a_config_with_a_gap_is_refused(missing: str, tmp_path: Path) -> None:
+    path = write_plain(tmp_path, ["n", 3, 8, 8], [2, 3])
+    config = {key: value for key, value in PLAIN_CONFIG.items() if key != missing}
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=missing):
+        load_file(path)
+
+
+def test_a_copy_of_an_artifact_under_another_name_is_served_under_that_name(digits_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "copied" / "3" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    shutil.copy(digits_model, path)
+    loaded, _ = load_file(path)
+    assert str(loaded.location) == "copied version 3"

@@ -1,0 +1,98 @@
+"""A real `resnet-serve` process on a port of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+
+@dataclass
+class Server:
+    """A running server process."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def get(self, path: str) -> httpx2.Response:
+        """One request on a connection of its own."""
+        return httpx2.get(self.url + path, timeout=10)
+
+    def terminate(self, timeout: float = 30) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def resident_bytes(self) -> int:
+        """Resident memory now."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def metric(self, series: str) -> float:
+        """The value of one series, written as in the text format."""
+        for line in self.get("/metrics").text.splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == series:
+                return float(value)
+        raise AssertionError(f"no series {series}")
+
+
+@contextmanager
+def running(models: Path, *flags: str, ready: bool = True) -> Iterator[Server]:
+    """Start a server over a model folder and, unless told otherwise, wait until it is ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "service", "--models", str(models), "--port", str(port), *flags]
+    with tempfile.NamedTemporaryFile(prefix="resnet-serve-", suffix=".log") as log:
+        # To a file: a pipe that nobody reads would fill up and stop the server.
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        server = Server(process, f"http://127.0.0.1:{port}", Path(log.name))
+        try:
+            if ready:
+                wait_until_ready(server)
+            yield server
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_until_ready(server: Server) -> None:
+    """Poll /health/ready as a load balancer would."""
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up:
+        assert server.process.poll() is None, server.log.read_text()
+        try:
+            if server.get("/health/ready").status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the server did not become ready")
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `resnet-serve` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    """A port nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,92 @@
+"""Bodies that no honest client sends, against a real server: the contract's code, quickly, and in little memory."""
+
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import httpx2
+import pytest
+from PIL import Image
+
+from tests.system.server import Server, running
+
+MEBIBYTE = 2**20
+JPEG_SIDE_OFFSET = 5
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    """A real JPEG whose frame header claims another size."""
+    buffer = BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, format="JPEG")
+    whole = bytearray(buffer.getvalue())
+    frame = whole.index(b"\xff\xc0") + JPEG_SIDE_OFFSET
+    whole[frame : frame + 4] = struct.pack(">HH", height, width)
+    return bytes(whole)
+
+
+def cut_jpeg() -> bytes:
+    buffer = BytesIO()
+    Image.effect_noise((500, 375), 60).convert("RGB").save(buffer, format="JPEG")
+    return buffer.getvalue()[:-5000]
+
+
+def stream(size: int) -> Iterator[bytes]:
+    for _ in range(size // MEBIBYTE):
+        yield b"\xff" * MEBIBYTE
+
+
+@pytest.fixture(scope="module")
+def server(digits_models: Path) -> Iterator[Server]:
+    with running(digits_models) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"", {}, 400, "empty_body"),
+        (b"hello", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        (b"hello", {"content-type": "image/jpeg"}, 400, "undecodable_image"),
+        (cut_jpeg(), {"content-type": "image/jpeg"}, 400, "undecodable_image"),
+        (png_header(30_000, 30_000), {"content-type": "image/png"}, 413, "image_too_large"),
+        (jpeg_header(30_000, 30_000), {"content-type": "image/jpeg"}, 413, "image_too_large"),
+        (b"\xff" * 60 * MEBIBYTE, {"content-type": "image/jpeg"}, 413, "body_too_large"),
+        (None, {"content-type": "image/jpeg"}, 413, "body_too_large"),
+    ],
+    ids=["empty", "text", "text as jpeg", "cut jpeg", "huge png", "huge jpeg", "60 MiB", "60 MiB, no length"],
+)
+def test_each_gets_its_code_quickly_and_costs_no_memory(
+    body: bytes | None, headers: dict[str, str], status: int, code: str, server: Server, samples: list[Path]
+) -> None:
+    with httpx2.Client(base_url=server.url, timeout=30) as client:
+        client.post("/classify", content=samples[0].read_bytes())
+        before = server.resident_bytes()
+        started = time.monotonic()
+        content = stream(60 * MEBIBYTE) if body is None else body
+        response = client.post("/classify", content=content, headers=headers)
+        seconds = time.monotonic() - started
+        assert (response.status_code, response.json()["code"]) == (status, code)
+        assert seconds < 1
+        assert server.resident_bytes() - before < 50 * MEBIBYTE
+        assert client.post("/classify", content=samples[0].read_bytes()).status_code == 200
+
+
+def test_a_60_mebibyte_form_costs_no_memory_either(server: Server, samples: list[Path]) -> None:
+    before = server.resident_bytes()
+    files = [("files", ("big.jpg", b"\xff" * 60 * MEBIBYTE))]
+    response = httpx2.post(f"{server.url}/classify/batch", files=files, timeout=30)
+    assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+    assert server.resident_bytes() - before < 50 * MEBIBYTE
