@@ -222,6 +222,17 @@ async def test_h_stop_answers_what_is_queued_and_refuses_new_work() -> None:
         await stopping
 
 
+async def test_h_stop_waits_for_an_image_that_is_still_being_decoded() -> None:
+    async with running() as rig:
+        (decoding,) = rig.batcher.reserve(far())
+        stopping = asyncio.create_task(rig.batcher.stop(grace=5))
+        await asyncio.sleep(0.05)
+        pixels = random_pixels()
+        rig.batcher.enqueue(decoding, pixels)
+        np.testing.assert_array_equal(await decoding.logits(), logits_of(pixels[np.newaxis])[0])
+        await stopping
+
+
 async def test_h_a_hung_device_does_not_keep_callers_beyond_the_grace() -> None:
     async with running() as rig:
         busy = await rig.occupy()
