@@ -5,7 +5,8 @@ PYTHON ?= python3
 RUNTIME ?= cpu
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
-URL = http://127.0.0.1:$${SERVICE_PORT:-8000}
+# Asked for the GPU, the server must not fall back to the CPU.
+DEVICE := $(if $(filter gpu,$(RUNTIME)),--device cuda)
 SAMPLE := model_export/builtin/digits/samples/seven.png
 
 .DEFAULT_GOAL := help
@@ -14,13 +15,8 @@ SAMPLE := model_export/builtin/digits/samples/seven.png
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
 
-run: .venv/run models ## convert the built-in model if models/ is empty, and serve on http://127.0.0.1:8000
-	@( while kill -0 $$$$ 2>/dev/null; do \
-	     if curl -sf -o /dev/null $(URL)/health/ready; then \
-	       printf '\nopen %s/ or try:\n\n  curl -F file=@%s %s/classify\n\n' $(URL) $(SAMPLE) $(URL); break; \
-	     fi; sleep 0.2; \
-	   done ) & \
-	exec $(BIN)/resnet-serve --log-format text
+run: .venv/run-$(RUNTIME) models ## convert the built-in model if models/ is empty, and serve on http://127.0.0.1:8000
+	@SERVICE_LOG_FORMAT=$${SERVICE_LOG_FORMAT:-text} exec $(BIN)/resnet-serve $(DEVICE) --example-image $(SAMPLE)
 
 test: .venv/dev lint ## lint, check types and run the test suite
 	$(BIN)/pytest
@@ -53,17 +49,20 @@ lock: ## write constraints.txt anew from the newest versions that pyproject.toml
 clean: ## remove what the other targets made, models/ excepted
 	rm -rf .venv .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-models: .venv/run
-	@ls models/*/*/model.onnx >/dev/null 2>&1 || $(BIN)/resnet-export convert builtin:digits --name digits
+models: .venv/run-$(RUNTIME)
+	@folder=$${SERVICE_MODELS:-models}; ls $$folder/*/*/model.onnx >/dev/null 2>&1 || \
+	  $(BIN)/resnet-export convert builtin:digits --name digits --out $$folder
 .PHONY: models
 
-# One environment: .venv/dev marks that it has the tools as well, .venv/run what serving and exporting need.
-.venv/run: pyproject.toml constraints.txt
+# One environment. .venv/run-cpu and .venv/run-gpu mark the onnxruntime that is in it, .venv/dev the tools of `make test`.
+.venv/run-$(RUNTIME): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (a minute with warm package caches)"
+	@rm -f .venv/run-* .venv/dev
+	@$(BIN)/pip uninstall --quiet --yes onnxruntime onnxruntime-gpu 2>/dev/null
 	@$(INSTALL) '.[$(RUNTIME),export]'
 	@touch $@
 
-.venv/dev: .venv/run
+.venv/dev: .venv/run-$(RUNTIME)
 	@$(INSTALL) '.[$(RUNTIME),export,dev]'
 	@touch $@

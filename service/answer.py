@@ -31,7 +31,7 @@ def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: i
         InternalError: the model gave NaN or infinity, which no JSON number can say.
     """
     if not np.isfinite(logits).all():
-        raise InternalError
+        raise InternalError from ValueError("the model gave logits that are not finite")
     probabilities = softmax(logits)
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     return [Prediction(label=labels[i], index=int(i), probability=round(float(probabilities[i]), 6)) for i in best]

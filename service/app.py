@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shlex
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from service.cpus import available_cpus
 from service.errors import ServiceError
+from service.intake import Intake
 from service.lifecycle import FAILED, READY, Lifecycle
 from service.loading import Location, RepositoryError, describe_failure, discover, load
 from service.metrics import Metrics
@@ -27,6 +29,7 @@ from service.routes.dependencies import Parts
 from service.routes.problems import on_http_error, on_invalid_request, on_service_error
 from service.runtime import DeviceError, OpenBackend, open_onnx
 from service.settings import Settings
+from service.unread import UnreadBodyMiddleware
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +56,16 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
         loading = asyncio.create_task(_take_into_service(settings, open_backend, repository, lifecycle))
         yield
         loading.cancel()
-        await repository.close(settings.drain_timeout_ms / 1000)
-        pool.shutdown()
+        await repository.close(lifecycle.grace(settings.drain_timeout_ms / 1000))
+        pool.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPIOffline(
         title="resnet-service",
         version=version("resnet-service"),
         description=DESCRIPTION,
         redoc_url=None,
+        # A redirect would be built from a Host header that the caller chose.
+        redirect_slashes=False,
         lifespan=lifespan,
         # Swagger UI asks validator.swagger.io about every document that is not on localhost.
         swagger_ui_parameters={"validatorUrl": None},
@@ -70,7 +75,8 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
             HTTPException: on_http_error,
         },
     )
-    app.state.parts = Parts(settings, lifecycle, metrics, repository, pipeline)
+    app.state.parts = Parts(settings, lifecycle, metrics, repository, pipeline, Intake(settings.max_intake_bytes))
+    app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ExchangeMiddleware, lifecycle=lifecycle, metrics=metrics)
     for routes in (classify, models, health, page):
         app.include_router(routes.router)
@@ -88,6 +94,10 @@ async def _take_into_service(
     except (RepositoryError, DeviceError) as error:
         lifecycle.fail(str(error))
         return
+    except Exception as error:  # otherwise the server would stay in its loading phase for ever
+        log.critical("loading failed", exc_info=error)
+        lifecycle.fail(f"loading failed: {describe_failure(error)}")
+        return
     repository.loading = False
     reasons = "; ".join(f"{location}: {reason}" for location, reason in repository.failed.items())
     if not list(repository):
@@ -96,10 +106,13 @@ async def _take_into_service(
         lifecycle.enter(FAILED, reasons)
     else:
         lifecycle.enter(READY)
-        log.info(
-            "ready: %s",
-            ", ".join(f"{each.name} version {each.version} on {each.device}" for each in repository),
-        )
+        log.info("ready: %s", ", ".join(f"{each.name} version {each.version} on {each.device}" for each in repository))
+        if settings.example_image:
+            log.info("open %s/ or try:\n\n  %s\n", settings.url, _curl(settings))
+
+
+def _curl(settings: Settings) -> str:
+    return f"curl -F file=@{shlex.quote(settings.example_image)} {settings.url}/classify"
 
 
 async def _admit(

@@ -43,7 +43,8 @@ class InputSpec(_Record):
 class Preprocessing(_Record):
     """The evaluation transform of the training library, from encoded bytes to the graph's input and normalisation.
 
-    The shorter side is resized to `resize` pixels, then the centre `crop` × `crop` is cut out; `mean` and `std` are
+    The shorter side is resized to `resize` pixels (or, with `fit` stretch, both sides), then the centre `crop` × `crop`
+    is cut out; an odd margin is split as torchvision (`round`) or transformers (`floor`) does it. `mean` and `std` are
     per channel (RGB) of pixels scaled to [0, 1]. `antialias` is always true: Pillow's filters have it built in.
     """
 
@@ -54,6 +55,8 @@ class Preprocessing(_Record):
     mean: Channels
     std: Channels
     exif: Literal["transpose", "ignore"] = "transpose"
+    fit: Literal["shorter", "stretch"] = "shorter"
+    centre: Literal["round", "floor"] = "round"
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:

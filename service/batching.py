@@ -10,7 +10,6 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -58,6 +57,7 @@ class Ticket:
     future: asyncio.Future[Logits]
     stages: Stages = field(default_factory=Stages)
     queued_at: float = 0.0
+    waiting: bool = True
 
     @property
     def abandoned(self) -> bool:
@@ -80,9 +80,6 @@ class Ticket:
             return await self.future
 
 
-Queued = tuple[Ticket, Pixels]
-
-
 class Batcher:
     """The queue of one model and the thread that owns its device."""
 
@@ -101,7 +98,7 @@ class Batcher:
         self._max_queue = max_queue
         self._metrics = metrics
         self._changed = threading.Condition()
-        self._queue: deque[Queued] = deque()
+        self._queue: dict[Ticket, Pixels] = {}
         self._waiting = 0
         self._running = 0
         self._seconds_per_image = 0.0
@@ -132,37 +129,54 @@ class Batcher:
         """Places for `images`, all or none, on the event loop; each ticket must then be enqueued or rejected.
 
         Raises:
-            Overloaded: the queue has no room for all of them.
+            Overloaded: the queue has no room for all of them, or is longer than the deadline allows.
             Draining, ModelUnavailable: nothing is taken any more.
         """
         with self._changed:
             self._refuse_when_closed()
-            if self._waiting + images > self._max_queue:
-                raise Overloaded(retry_after=self._expected_wait())
+            wait = self._waiting * self._seconds_per_image
+            if self._waiting + images > self._max_queue or wait > deadline - time.monotonic():
+                raise Overloaded(retry_after=max(1, math.ceil(wait)))
             self._waiting += images
-        return [Ticket(deadline, self._loop.create_future()) for _ in range(images)]
+        return [self._ticket(deadline) for _ in range(images)]
 
     def refuse_when_full(self) -> None:
         """Raise what `reserve` would for one image, before its body is even read."""
         with self._changed:
             self._refuse_when_closed()
             if self._waiting >= self._max_queue:
-                raise Overloaded(retry_after=self._expected_wait())
+                raise Overloaded(retry_after=max(1, math.ceil(self._waiting * self._seconds_per_image)))
 
     def enqueue(self, ticket: Ticket, pixels: Pixels) -> None:
         """Queue a reserved image for the device. Any thread may call it."""
         ticket.queued_at = time.monotonic()
         with self._changed:
+            if ticket.abandoned or not ticket.waiting:
+                return
             if not self._dead:
-                self._queue.append((ticket, pixels))
+                self._queue[ticket] = pixels
                 self._changed.notify()
                 return
         self.reject(ticket, ModelUnavailable())
 
     def reject(self, ticket: Ticket, error: Exception) -> None:
         """Give a reserved place back and its caller the error. Any thread may call it."""
-        self._release(1)
+        self._leave(ticket)
         self._resolve([(ticket, error)])
+
+    def _ticket(self, deadline: float) -> Ticket:
+        ticket = Ticket(deadline, self._loop.create_future())
+        ticket.future.add_done_callback(lambda _: self._leave(ticket))
+        return ticket
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Free the place of an image that will not run, at once: the callers who still wait need it."""
+        with self._changed:
+            self._queue.pop(ticket, None)
+            if ticket.waiting:
+                ticket.waiting = False
+                self._waiting -= 1
+                self._changed.notify()
 
     async def stop(self, grace: float) -> None:
         """Take no new work, answer what is waiting, end the thread; after `grace` seconds what is left gets 503."""
@@ -180,9 +194,6 @@ class Batcher:
         if self._stopping:
             raise Draining
 
-    def _expected_wait(self) -> int:
-        return max(1, math.ceil(self._waiting * self._seconds_per_image))
-
     def _work(self) -> None:
         try:
             while batch := self._next_batch():
@@ -190,25 +201,27 @@ class Batcher:
         except BaseException as error:  # a device thread that dies in silence leaves callers hanging for ever
             self._die(error)
 
-    def _next_batch(self) -> list[Queued]:
+    def _next_batch(self) -> dict[Ticket, Pixels]:
         """Wait for work and take up to a batch of it; empty when the batcher has stopped and nothing is left."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or (self._stopping and not self._waiting))
                 if not self._queue:
-                    return []
+                    return {}
                 batch, expired = self._take()
                 self._running = len(batch)
             self._resolve([(ticket, DeadlineExceeded()) for ticket in expired])
             if batch:
                 return batch
 
-    def _take(self) -> tuple[list[Queued], list[Ticket]]:
-        batch: list[Queued] = []
+    def _take(self) -> tuple[dict[Ticket, Pixels], list[Ticket]]:
+        batch: dict[Ticket, Pixels] = {}
         expired: list[Ticket] = []
         now = time.monotonic()
         while self._queue and len(batch) < self._max_batch:
-            ticket, pixels = self._queue.popleft()
+            ticket = next(iter(self._queue))
+            pixels = self._queue.pop(ticket)
+            ticket.waiting = False
             self._waiting -= 1
             if ticket.abandoned:
                 continue
@@ -216,18 +229,17 @@ class Batcher:
                 expired.append(ticket)
                 continue
             ticket.stages.queue = now - ticket.queued_at
-            batch.append((ticket, pixels))
+            batch[ticket] = pixels
         return batch, expired
 
-    def _run_batch(self, batch: list[Queued]) -> None:
-        tickets = [ticket for ticket, _ in batch]
+    def _run_batch(self, batch: dict[Ticket, Pixels]) -> None:
+        tickets = list(batch)
         started = time.monotonic()
         outcomes: list[Outcome]
         try:
-            outcomes = list(self._run(np.stack([pixels for _, pixels in batch])))
-        except Exception:  # the backend may raise anything; its batch gets an answer, the next batch a fresh start
-            log.exception("the model %s failed on a batch of %d", self._name, len(batch))
-            outcomes = [InternalError()] * len(batch)
+            outcomes = list(_one_row_each(self._run(np.stack(list(batch.values()))), len(tickets)))
+        except Exception as error:  # the backend may raise anything; its batch gets an answer, the next a fresh start
+            outcomes = [_internal_error(error) for _ in tickets]
         except BaseException:
             self._resolve([(ticket, ModelUnavailable()) for ticket in tickets])
             raise
@@ -251,25 +263,31 @@ class Batcher:
         if outcomes:
             self._loop.call_soon_threadsafe(_settle, outcomes)
 
-    def _release(self, images: int) -> None:
-        with self._changed:
-            self._waiting -= images
-            self._changed.notify()
-
     def _close(self, error: ServiceError) -> None:
         """Nothing will run any more: give what is queued the error, and refuse what is still being decoded."""
         with self._changed:
             self._dead = True
-            left = [ticket for ticket, _ in self._queue]
-            self._queue.clear()
-            self._waiting -= len(left)
-        self._resolve([(ticket, error) for ticket in left])
+            left = list(self._queue)
+        for ticket in left:
+            self.reject(ticket, error)
 
     def _die(self, error: BaseException) -> None:
         log.critical("the device thread of %s died", self._name, exc_info=error)
         self._running = 0
         self._close(ModelUnavailable())
         self._loop.call_soon_threadsafe(self._on_death, f"the device thread of {self._name} died")
+
+
+def _one_row_each(logits: Logits, images: int) -> Logits:
+    if logits.ndim != 2 or len(logits) != images:
+        raise ValueError(f"the model gave {logits.shape} for a batch of {images}")
+    return logits
+
+
+def _internal_error(cause: Exception) -> InternalError:
+    error = InternalError()
+    error.__cause__ = cause
+    return error
 
 
 def _settle(outcomes: list[tuple[Ticket, Outcome]]) -> None:

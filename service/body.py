@@ -9,18 +9,20 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from service.errors import BodyTooLarge, ClientClosed, EmptyBody, MalformedMultipart
+from service.intake import Share
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body.
+async def read_body(request: Request, limit: int, share: Share) -> bytes:
+    """The whole body, counted against a share of the memory for bodies.
 
     Raises:
+        Overloaded: that memory is used up.
         BodyTooLarge: it is over `limit` bytes; from Content-Length before a byte is read, or while reading.
         EmptyBody: there is none.
         ClientClosed: the client went away while sending.
     """
     body = bytearray()
-    async for chunk in _chunks(request, limit):
+    async for chunk in _chunks(request, limit, share):
         body += chunk
     if not body:
         raise EmptyBody
@@ -31,13 +33,17 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 
+# Fields beside the files, which are ignored; a bound on the work they make.
+MAX_PARTS = 1000
+
+
 @dataclass(frozen=True)
 class FormLimits:
     """Bounds of a multipart body; `part_bytes` only marks a part as too large, the others refuse the request."""
 
     body_bytes: int
     part_bytes: int
-    parts: int
+    files: int
 
 
 @dataclass
@@ -48,7 +54,7 @@ class Part:
     too_large: bool = False
 
 
-async def read_form(request: Request, name: str, limits: FormLimits) -> list[Part]:
+async def read_form(request: Request, name: str, limits: FormLimits, share: Share) -> list[Part]:
     """The parts of a multipart/form-data body that are called `name`, in order; parts with other names are ignored.
 
     Raises:
@@ -63,7 +69,7 @@ async def read_form(request: Request, name: str, limits: FormLimits) -> list[Par
     form = _Form(name, limits)
     try:
         parser = MultipartParser(boundary, form.callbacks())
-        async for chunk in _chunks(request, limits.body_bytes):
+        async for chunk in _chunks(request, limits.body_bytes, share):
             parser.write(chunk)
     except (MultipartParseError, ValueError) as error:
         raise MalformedMultipart from error
@@ -72,7 +78,7 @@ async def read_form(request: Request, name: str, limits: FormLimits) -> list[Par
     return form.wanted
 
 
-async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def _chunks(request: Request, limit: int, share: Share) -> AsyncIterator[bytes]:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise BodyTooLarge(f"The body has {declared} bytes; the limit is {limit}.")
@@ -85,6 +91,7 @@ async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
         received += len(chunk)
         if received > limit:
             raise BodyTooLarge(f"The body has more than {limit} bytes.")
+        share.take(len(chunk))
         yield chunk
         if not message.get("more_body", False):
             return
@@ -114,8 +121,8 @@ class _Form:
 
     def _begin(self) -> None:
         self._parts += 1
-        if self._parts > self._limits.parts:
-            raise BodyTooLarge(f"The form has more than {self._limits.parts} parts.")
+        if self._parts > MAX_PARTS:
+            raise BodyTooLarge(f"The form has more than {MAX_PARTS} parts.")
         self._part = None
 
     def _end_header(self) -> None:
@@ -126,6 +133,8 @@ class _Form:
             if options.get(b"name") == self._wanted_name:
                 self._part = Part()
                 self.wanted.append(self._part)
+                if len(self.wanted) > self._limits.files:
+                    raise BodyTooLarge(f"The form has more than {self._limits.files} images.")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         part = self._part

@@ -14,7 +14,9 @@ SELF_CGROUP = Path("/proc/self/cgroup")
 def available_cpus() -> int:
     """Whole CPUs, at least 1; half a CPU of quota counts as one."""
     quota = cgroup_quota(CGROUP, SELF_CGROUP)
-    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), quota)))
+    # Only Linux has affinity masks.
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(affinity, quota)))
 
 
 def cgroup_quota(root: Path, membership: Path) -> float:

@@ -13,11 +13,12 @@ class ServiceError(Exception):
     status: ClassVar[int]
     code: ClassVar[str]
     detail = ""
+    retry_after: int | None = None
 
     def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
         super().__init__(detail or self.detail)
         self.detail = detail or self.detail
-        self.retry_after = retry_after
+        self.retry_after = retry_after or self.retry_after
 
     def problem(self) -> dict[str, Any]:
         """The error as an RFC 9457 problem object."""
@@ -83,22 +84,27 @@ class ClientClosed(ServiceError):
 
 
 class InternalError(ServiceError):
+    """A failure of ours. What it was is its `__cause__`, for the log alone."""
+
     status, code = 500, "internal_error"
     detail = "The server failed on this request; its log has the reason under the request id."
 
 
 class Starting(ServiceError):
     status, code = 503, "starting"
+    retry_after = 1
     detail = "The models are being loaded; /health/ready tells how far."
 
 
 class Draining(ServiceError):
     status, code = 503, "draining"
+    retry_after = 1
     detail = "This server is shutting down; send the request to another one."
 
 
 class ModelUnavailable(ServiceError):
     status, code = 503, "model_unavailable"
+    retry_after = 5
     detail = "The model is not in service; /models says why."
 
 

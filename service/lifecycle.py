@@ -43,6 +43,11 @@ class Lifecycle:
         self.enter(DRAINING, "the server is shutting down")
         self.draining_since = self.draining_since or time.monotonic()
 
+    def grace(self, timeout: float) -> float:
+        """Seconds that are left of a stop which may take `timeout` in all; a moment at least."""
+        since = self.draining_since or time.monotonic()
+        return max(0.5, since + timeout - time.monotonic())
+
     def fail(self, reason: str) -> None:
         """Nothing can be served any more: liveness turns 503 and the server stops with exit code 1."""
         log.critical("%s", reason)

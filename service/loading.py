@@ -1,6 +1,7 @@
 """From the folder of models, `models/<name>/<version>/model.onnx`, to loaded models that are proved and warm."""
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +12,17 @@ import numpy as np
 from service.artifact import ArtifactError, ModelCard, read_card
 from service.golden import GoldenMismatch, replay
 from service.lifecycle import LOADING
-from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config
+from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config, refuse_normalisation
 from service.runtime import Backend, DeviceError, OpenBackend
 
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
-# A CPU session only touches its memory on the first run; CUDA chooses algorithms for each batch size it has not seen.
-CPU_WARMUP = (1,)
+# As the exporter writes it: 01 beside 1 would be the same version twice.
+_VERSION = re.compile("[1-9][0-9]{0,8}")
+# A CPU session only touches its memory on the first run; two sizes show a graph that answers only the first image.
+# CUDA chooses algorithms for each batch size it has not seen.
+CPU_WARMUP = 2
 
 Progress = Callable[[str], None]
 EXPECTED_FAILURES = (ArtifactError, GoldenMismatch, DeviceError, OSError)
@@ -62,7 +66,7 @@ def discover(folder: Path) -> list[Location]:
     found = [
         Location(path.parent.parent.name, int(path.parent.name), path)
         for path in paths
-        if path.parent.name.isdecimal() and int(path.parent.name) > 0 and not path.parent.parent.name.startswith(".")
+        if _VERSION.fullmatch(path.parent.name) and not path.parent.parent.name.startswith(".")
     ]
     if not found:
         raise RepositoryError(
@@ -98,7 +102,7 @@ def _open(location: Location, open_backend: OpenBackend) -> tuple[Backend, Model
         return backend, card
     card = card_from_config(location.path.parent.parent / CONFIG_NAME, location.name)
     if backend.input.dtype == "tensor(uint8)":
-        return backend, card
+        return backend, refuse_normalisation(card)
     return NormalisingBackend(backend, card.preprocessing), card
 
 
@@ -116,10 +120,14 @@ def _check_shapes(backend: Backend, card: ModelCard) -> None:
 
 
 def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progress) -> None:
-    sizes = CPU_WARMUP if backend.device == "cpu" else _powers_of_two(max_batch)
+    sizes = _powers_of_two(min(max_batch, CPU_WARMUP) if backend.device == "cpu" else max_batch)
     for done, size in enumerate(sizes, start=1):
         progress(f"warmup {done}/{len(sizes)}")
-        backend.run(np.zeros((size, card.input.height, card.input.width, card.input.channels), dtype=np.uint8))
+        logits = backend.run(np.zeros((size, card.input.height, card.input.width, card.input.channels), dtype=np.uint8))
+        if logits.shape != (size, len(card.labels)):
+            raise ArtifactError(
+                f"a batch of {size} gives logits {logits.shape} instead of ({size}, {len(card.labels)})"
+            )
 
 
 def _powers_of_two(limit: int) -> tuple[int, ...]:

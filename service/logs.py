@@ -6,13 +6,13 @@ from typing import Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
-TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s [%(request_id)s]"
 
 
 def configure_logging(log_format: Literal["json", "text"], level: str) -> None:
     """Send every log record of this process, uvicorn's included, through one handler."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_json() if log_format == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(_json() if log_format == "json" else logging.Formatter(TEXT, defaults={"request_id": "-"}))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()

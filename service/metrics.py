@@ -58,7 +58,7 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "classify_request_seconds",
-            "From the request's headers to its last byte.",
+            "From the request's headers to the answer's first byte.",
             buckets=SECONDS,
             registry=registry,
         )
@@ -111,7 +111,7 @@ class Metrics:
         self._stages = {stage: self._stage_seconds.labels(stage) for stage in STAGES}
         for error in ERRORS:
             self._rejected.labels(error.code)
-        self._labels: dict[str, frozenset[str]] = {}
+        self._labels: dict[str, set[str]] = {}
 
     def stage(self, name: str, seconds: float) -> None:
         """Record the end of one of STAGES."""
@@ -135,7 +135,8 @@ class Metrics:
     def in_service(self, model: str, version: int, card: ModelCard, device: str) -> None:
         """Announce a model that is taken into service."""
         self._model_info.labels(model, version, card.architecture, card.precision, device).set(1)
-        self._labels[model] = frozenset(card.labels[:MAX_LABELS])
+        known = self._labels.setdefault(model, set())
+        known.update(card.labels[: MAX_LABELS - len(known)])
 
     def loaded(self, model: str, version: int, seconds: float, golden_max_abs_diff: float | None) -> None:
         """Record how long a load took and how its golden replay, if there was one, ended."""

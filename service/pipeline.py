@@ -8,7 +8,6 @@ The decode thread hands the pixels straight to the model's queue, and a whole ba
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -21,8 +20,6 @@ from service.errors import ClientClosed, DeadlineExceeded, InternalError, Servic
 from service.image import preprocess
 from service.metrics import Metrics
 from service.repository import ServedModel
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,10 @@ class Pipeline:
             pixels = preprocess(encoded, model.card.preprocessing, self._max_pixels)  # (H, W, 3) uint8
         except ServiceError as error:
             model.batcher.reject(ticket, error)
-        except Exception:  # a bug of ours must not leave the caller waiting for its deadline
-            log.exception("preprocessing failed")
-            model.batcher.reject(ticket, InternalError())
+        except Exception as error:  # a bug of ours must not leave the caller waiting for its deadline
+            failure = InternalError()
+            failure.__cause__ = error
+            model.batcher.reject(ticket, failure)
         else:
             ticket.stages.decode = time.monotonic() - started
             self._metrics.stage("decode", ticket.stages.decode)

@@ -51,6 +51,13 @@ def card_from_config(config: Path, name: str) -> ModelCard:
     )
 
 
+def refuse_normalisation(card: ModelCard) -> ModelCard:
+    """The card of a graph that takes uint8; ArtifactError if its config asks for a mean and std as well."""
+    if set(card.preprocessing.mean) != {0} or set(card.preprocessing.std) != {1}:
+        raise ArtifactError("its input is uint8, so it normalises inside: set mean to 0 and std to 1 in config.json")
+    return card
+
+
 class NormalisingBackend:
     """Makes a graph that takes normalised float32 look like one that takes uint8 `[n, height, width, 3]`."""
 

@@ -57,9 +57,9 @@ class Repository:
         if versions:
             return versions[-1]
         if self.loading:
-            raise Starting(retry_after=1)
+            raise Starting
         if any(each.name == name and version in (None, each.version) for each in self.failed):
-            raise ModelUnavailable(retry_after=5)
+            raise ModelUnavailable
         raise UnknownModel("There is no such model or version here; GET /models lists what is served.")
 
     def names(self) -> list[str]:
@@ -71,7 +71,7 @@ class Repository:
         if len(names) > 1:
             raise InvalidParameter(f"model: several models are served; name one of {', '.join(names)}.")
         if self.loading or not names:
-            raise Starting(retry_after=1)
+            raise Starting
         return names[0]
 
     def admit(self, model: LoadedModel, on_death: Callable[[str], None]) -> None:

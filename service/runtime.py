@@ -137,6 +137,7 @@ def _session(
         reason = str(error).splitlines()[0]
         if device == "cpu":
             raise ArtifactError(f"onnxruntime cannot load it: {reason}") from error
+        _session(path, "cpu", [_PROVIDERS["cpu"]], threads)  # raises when the file and not the device is at fault
         raise DeviceError(f"device {device} cannot run {path}: {reason}") from error
     if session.get_providers()[0] != providers[0][0]:
         raise DeviceError(f"device {device} was asked for, but onnxruntime put {path} on {session.get_providers()[0]}")

@@ -7,6 +7,7 @@ connections -> let those that are open finish -> stop the batchers -> exit 0. A 
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
@@ -14,6 +15,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.lifecycle import Lifecycle
 from service.settings import Settings
@@ -22,8 +24,8 @@ log = logging.getLogger(__name__)
 
 # Longer than the idle time-outs of common balancers (60 s), so that they close idle connections, not this side.
 KEEP_ALIVE_SECONDS = 75
-# A connection accepted just before the listener closed has its first request on the way.
-LAST_REQUEST_SECONDS = 0.2
+# How long a connection accepted just before the listener closed has for its first request.
+LAST_REQUEST_SECONDS = 1.0
 BACKLOG = 2048
 
 
@@ -55,7 +57,7 @@ def serve(app: FastAPI, settings: Settings) -> str:
     log.info("listening on http://%s:%d", *listener.getsockname()[:2])
     server.run(sockets=[listener])
     log.info("stopped")
-    return "stopped by a second signal" if server.force_exit else lifecycle.fatal
+    return lifecycle.fatal
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -81,7 +83,8 @@ class _DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn names it
         """First signal: drain; second: stop at once. uvicorn would record it and die of it after the drain."""
         if self._lifecycle.draining:
-            self.should_exit = self.force_exit = True
+            os.write(2, b"resnet-serve: stopped by a second signal\n")
+            os._exit(1)
         self._lifecycle.drain()
         if sig == signal.SIGINT:
             self._drain_delay = 0.0  # somebody at a terminal, and no balancer, waits for the end
@@ -96,14 +99,39 @@ class _DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listener, give the last connections time to send, then let uvicorn finish them."""
-        if not self.force_exit:
-            self._lifecycle.drain()
-            log.info("draining: answering what is in flight")
-            # With no room in the backlog the kernel completes no more handshakes, so that closing resets nobody.
-            self._listener.listen(0)
-            await asyncio.sleep(LAST_REQUEST_SECONDS / 2)
-            for server in self.servers:
-                server.close()
-            await asyncio.sleep(LAST_REQUEST_SECONDS / 2)
+        """Stop listening without resetting anybody, wait for requests on their way, then let uvicorn finish."""
+        self._lifecycle.drain()
+        log.info("draining: answering what is in flight")
+        await self._stop_listening()
+        give_up = time.monotonic() + LAST_REQUEST_SECONDS
+        # uvicorn has no event for it.
+        while time.monotonic() < give_up and any(map(_expects_request, self.server_state.connections)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         await super().shutdown(sockets)
+
+    async def _stop_listening(self) -> None:
+        """Take the connections that the kernel has completed for us, then close, within one turn of the loop."""
+        self._listener.listen(0)  # no room for further ones
+        await asyncio.sleep(0.05)
+        accepted = []
+        while True:
+            try:
+                accepted.append(self._listener.accept()[0])
+            except BlockingIOError:
+                break
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in accepted:
+            await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return HttpToolsProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+def _expects_request(connection: object) -> bool:
+    """Whether a connection has sent nothing yet, or only a part of a request's headers."""
+    if not isinstance(connection, HttpToolsProtocol):
+        return False
+    return connection.cycle is None or connection.scope is not connection.cycle.scope

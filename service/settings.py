@@ -38,14 +38,16 @@ class Settings(BaseSettings):
     max_queue: Positive = Field(256, description="most images admitted and waiting for one model; more get 429")
     request_timeout_ms: Positive = Field(30_000, description="deadline of a request that names none, in ms")
     max_image_bytes: Positive = Field(10 * 2**20, description="largest encoded image, in bytes")
-    max_image_pixels: Positive = Field(40_000_000, description="largest image, in pixels, read from its header")
+    max_image_pixels: Positive = Field(25_000_000, description="largest image, in pixels, read from its header")
     max_request_images: Positive = Field(64, description="most images in one /classify/batch request")
     max_request_bytes: Positive = Field(32 * 2**20, description="largest body of /classify/batch, in bytes")
+    max_intake_bytes: Positive = Field(2**28, description="most bytes of all bodies in memory at once; more get 429")
     drain_delay_ms: NotNegative = Field(
         1_000,
         description="after SIGTERM, time to keep serving while not ready, so that load balancers notice, in ms",
     )
     drain_timeout_ms: Positive = Field(30_000, description="longest wait for requests in flight when stopping, in ms")
+    example_image: str = Field("", description="image file for a curl line to try, printed when ready")
     log_format: Literal["json", "text"] = Field("json", description="json or text")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 
@@ -56,7 +58,18 @@ class Settings(BaseSettings):
                 f"max_request_images ({self.max_request_images}) is larger than max_queue ({self.max_queue}): "
                 "such a request could never be admitted"
             )
+        if self.max_request_bytes > self.max_intake_bytes:
+            raise ValueError(
+                f"max_request_bytes ({self.max_request_bytes}) is larger than "
+                f"max_intake_bytes ({self.max_intake_bytes}): such a request could never be read"
+            )
         return self
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds the service."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104  compared, not bound
+        return f"http://{host}:{self.port}"
 
 
 def read_settings(flags: Mapping[str, Any]) -> Settings:

@@ -4,6 +4,7 @@ from starlette.requests import Request
 
 from service.body import FormLimits, Part, read_body, read_form
 from service.errors import BodyTooLarge, EmptyBody, InvalidParameter, ServiceError, UnsupportedMediaType
+from service.intake import Share
 
 FORM = "multipart/form-data"
 OCTETS = "application/octet-stream"
@@ -11,7 +12,7 @@ OCTETS = "application/octet-stream"
 FORM_OVERHEAD = 64 * 2**10
 
 
-async def read_image(request: Request, limits: FormLimits) -> bytes:
+async def read_image(request: Request, limits: FormLimits, share: Share) -> bytes:
     """The one encoded image of a request: its body, or its only part `file`.
 
     Raises:
@@ -22,21 +23,23 @@ async def read_image(request: Request, limits: FormLimits) -> bytes:
     if request.headers.get("content-length") == "0":
         raise EmptyBody
     if media_type == FORM:
-        return await _only_file(request, limits)
+        return await _only_file(request, limits, share)
     if media_type in ("", OCTETS) or media_type.startswith("image/"):
-        return await read_body(request, limits.part_bytes)
+        return await read_body(request, limits.part_bytes, share)
     raise UnsupportedMediaType(f"Send the image with Content-Type image/*, {OCTETS}, or as part `file` of {FORM}.")
 
 
-async def read_images(request: Request, limits: FormLimits) -> list[bytes | ServiceError]:
+async def read_images(request: Request, limits: FormLimits, share: Share) -> list[bytes | ServiceError]:
     """The parts `files` of a form, in order; an empty or too large one is an error in its place.
 
     Raises:
         UnsupportedMediaType, EmptyBody, BodyTooLarge, MalformedMultipart, ClientClosed: as they say, for the whole.
     """
+    if request.headers.get("content-length") == "0":
+        raise EmptyBody("The request has no body; send the images as parts `files` of a form.")
     if _media_type(request) != FORM:
         raise UnsupportedMediaType(f"Send the images as parts `files` of {FORM}.")
-    parts = await read_form(request, "files", limits)
+    parts = await read_form(request, "files", limits, share)
     if not parts:
         raise EmptyBody("The form has no part named `files`.")
     return [_content(part, limits) for part in parts]
@@ -46,9 +49,9 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _only_file(request: Request, limits: FormLimits) -> bytes:
+async def _only_file(request: Request, limits: FormLimits, share: Share) -> bytes:
     parts = await read_form(
-        request, "file", FormLimits(limits.part_bytes + FORM_OVERHEAD, limits.part_bytes, limits.parts)
+        request, "file", FormLimits(limits.part_bytes + FORM_OVERHEAD, limits.part_bytes, limits.files), share
     )
     if not parts:
         raise EmptyBody("The form has no part named `file`.")

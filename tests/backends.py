@@ -1,6 +1,7 @@
 """A model without weights that tells which colour an image has most of; its device can be held, broken or killed."""
 
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +43,8 @@ class ColourBackend:
         self.free.set()
         self.busy = threading.Event()
         self.closed = False
+        self.seconds = 0.0
+        self.poison = False
 
     def open(self, path: Path) -> "ColourBackend":
         """What the service calls to load a model file."""
@@ -56,10 +59,11 @@ class ColourBackend:
         """Logits of uint8 `[n, 8, 8, 3]`, once the device is free."""
         self.busy.set()
         self.free.wait()
+        time.sleep(self.seconds)
         self.batches.append(len(images))
         if self.error is not None:
             raise self.error
-        return logits_of(images)
+        return logits_of(images) * np.float32(np.nan if self.poison else 1)
 
     def close(self) -> None:
         """Remember that the service closed it."""

@@ -13,6 +13,7 @@ from service.errors import InvalidParameter, ServiceError
 from service.exchange import exchange_of
 from service.pipeline import Answer, Order
 from service.routes.dependencies import Parts, Service
+from service.routes.problems import log_failure
 from service.schemas import MANY_IMAGES, ONE_IMAGE, PROBLEMS, BatchBody, ClassifyBody, ClassifyQuery
 from service.settings import Settings
 from service.uploads import read_image, read_images
@@ -26,9 +27,10 @@ DEFAULT_TOP_K = 5
 async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], service: Service) -> JSONResponse:
     """Classify one image: the body itself, or the part `file` of a form."""
     order = _order(request, query, service)
-    async with before(order.deadline):
-        encoded = await read_image(request, _limits(service.settings))
-    answer = await service.pipeline.classify(encoded, order)
+    with service.intake.open() as share:
+        async with before(_last_byte(request, order, service)):
+            encoded = await read_image(request, _limits(service.settings), share)
+        answer = await service.pipeline.classify(encoded, order)
     exchange_of(request).stages = answer.stages
     return JSONResponse({"model": order.model.name, "version": order.model.version, "predictions": answer.predictions})
 
@@ -37,9 +39,13 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], s
 async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()], service: Service) -> JSONResponse:
     """Classify the parts `files` of a form: one result an image, in order; a bad image fails alone."""
     order = _order(request, query, service)
-    async with before(order.deadline):
-        images = await read_images(request, _limits(service.settings))
-    results = await service.pipeline.classify_many(images, order)
+    with service.intake.open() as share:
+        async with before(_last_byte(request, order, service)):
+            images = await read_images(request, _limits(service.settings), share)
+        results = await service.pipeline.classify_many(images, order)
+    for failure in results:
+        if isinstance(failure, ServiceError):
+            log_failure(request, failure)
     exchange_of(request).stages = _slowest([each.stages for each in results if isinstance(each, Answer)])
     return JSONResponse(
         {
@@ -65,6 +71,11 @@ def _order(request: Request, query: ClassifyQuery, service: Parts) -> Order:
         deadline=exchange.started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
         disconnected=_disconnect_of(request),
     )
+
+
+def _last_byte(request: Request, order: Order, service: Parts) -> float:
+    """Until when the body must have arrived: a caller may shorten the server's own limit and not lengthen it."""
+    return min(order.deadline, exchange_of(request).started + service.settings.request_timeout_ms / 1000)
 
 
 def _limits(settings: Settings) -> FormLimits:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.intake import Intake
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.pipeline import Pipeline
@@ -21,6 +22,7 @@ class Parts:
     metrics: Metrics
     repository: Repository
     pipeline: Pipeline
+    intake: Intake
 
 
 async def _parts(request: Request) -> Parts:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from service.errors import UnknownModel
+from service.errors import Starting, UnknownModel
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service
 from service.schemas import PROBLEMS, LabelsBody, ModelBody, ModelQuery, ModelsBody, VersionBody
@@ -24,6 +24,8 @@ async def models(service: Service) -> ModelsBody:
 async def model(name: Name, service: Service) -> ModelBody:
     """One model with its versions."""
     if name not in service.repository.names():
+        if service.repository.loading:
+            raise Starting
         raise UnknownModel("There is no such model here; GET /models lists what is served.")
     return _model(name, service)
 

@@ -1,5 +1,7 @@
 """Every error leaves as `application/problem+json` (RFC 9457) with a stable code."""
 
+import logging
+
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -8,6 +10,8 @@ from starlette.requests import Request
 from service.errors import InvalidParameter, ServiceError, problem
 from service.exchange import exchange_of
 
+log = logging.getLogger(__name__)
+
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -15,8 +19,15 @@ async def on_service_error(request: Request, error: Exception) -> JSONResponse:
     """Our own errors carry their status, code and detail."""
     assert isinstance(error, ServiceError)  # noqa: S101  registered for this class only
     exchange_of(request).error_code = error.code
+    log_failure(request, error)
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
     return _respond(error.problem(), headers)
+
+
+def log_failure(request: Request, error: ServiceError) -> None:
+    """The reason of a failure of ours, with its traceback, under the request id that the caller was given."""
+    if error.status == 500:
+        log.error("request failed", exc_info=error, extra={"request_id": exchange_of(request).request_id})
 
 
 async def on_invalid_request(request: Request, error: Exception) -> JSONResponse:

@@ -284,3 +284,44 @@ async def test_a_rejected_image_gives_its_place_back() -> None:
         assert isinstance(await error_of(ticket.logits()), InternalError)
         await rig.submit().logits()
         assert rig.batcher.waiting == 0
+
+
+async def test_a_model_that_does_not_answer_every_image_fails_its_batch_and_nothing_else() -> None:
+    async with running() as rig:
+        busy = await rig.occupy()
+        callers = [rig.submit().logits() for _ in range(3)]
+        right, rig.batcher._run = rig.batcher._run, lambda images: logits_of(images)[:1]
+        rig.backend.free.set()
+        await busy
+        assert [type(await error_of(each)) for each in callers] == [InternalError] * 3
+        rig.batcher._run = right
+        await rig.submit().logits()
+        assert rig.deaths == []
+
+
+async def test_callers_who_gave_up_free_their_places_at_once() -> None:
+    async with running(max_queue=2) as rig:
+        busy = await rig.occupy()
+        late = rig.submit(deadline=time.monotonic() + 0.02)
+        gone = rig.submit()
+        gone.abandon()
+        assert isinstance(await error_of(late.logits()), DeadlineExceeded)
+        assert isinstance(await error_of(gone.logits()), ClientClosed)
+        waiting = [rig.submit(), rig.submit()]
+        rig.backend.free.set()
+        await asyncio.gather(busy, *(each.logits() for each in waiting))
+        assert sum(rig.backend.batches) == 3
+
+
+async def test_what_cannot_be_answered_in_time_is_refused_at_once_with_an_honest_wait() -> None:
+    async with running(max_batch=1) as rig:
+        rig.backend.seconds = 0.2
+        await rig.submit().logits()
+        waiting = [rig.submit() for _ in range(10)]
+        with pytest.raises(Overloaded) as refused:
+            rig.batcher.reserve(time.monotonic() + 1)
+        assert refused.value.retry_after == 2
+        rig.batcher.reserve(far())
+        for ticket in waiting:
+            ticket.abandon()
+            await error_of(ticket.logits())

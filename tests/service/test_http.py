@@ -216,6 +216,37 @@ def test_a_failure_of_ours_says_nothing_of_the_inside(client: TestClient, backen
     assert classify(client).status_code == 200
 
 
+@pytest.mark.parametrize("failure", ["raises", "NaN"])
+def test_the_log_has_the_reason_of_a_failure_under_the_request_id(
+    failure: str, client: TestClient, backend: ColourBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    if failure == "raises":
+        backend.error = ValueError("the reason")
+    else:
+        backend.poison = True
+    response = client.post("/classify", content=encode("red"), headers=PNG | {"x-request-id": "trace-me"})
+    assert_problem(response, 500, "internal_error")
+    (record,) = [each for each in caplog.records if each.message == "request failed"]
+    assert record.__dict__["request_id"] == "trace-me"
+    assert ("the reason" if failure == "raises" else "not finite") in caplog.text
+
+
+def test_bodies_that_arrive_together_have_a_bound_of_their_own(colour_models: Path) -> None:
+    with serving(colour_models, max_image_bytes=1000, max_request_bytes=1000, max_intake_bytes=1000) as client:
+        (parts,) = [client.app.state.parts]  # type: ignore[attr-defined]
+        with parts.intake.open() as share:
+            share.take(990)
+            assert_problem(classify(client), 429, "overloaded")
+        assert classify(client).status_code == 200
+        assert parts.intake.held == 0
+
+
+def test_an_answer_before_the_end_of_the_body_closes_the_connection(client: TestClient) -> None:
+    early = client.post("/classify", content=encode("red"), headers=PNG, params={"model": "nothing"})
+    assert early.headers["connection"] == "close"
+    assert "connection" not in classify(client).headers
+
+
 # --- batches -------------------------------------------------------------------------------------
 
 
@@ -362,12 +393,13 @@ def test_until_the_models_are_ready_requests_get_503_and_probes_tell_the_phase(
     app = create_app(read_settings({"models": colour_models}), backend.open)
     with TestClient(app) as client:
         backend.busy.wait(5)
-        wait_for(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/1")
+        wait_for(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/2")
         assert client.get("/health/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
         response = classify(client)
         assert_problem(response, 503, "starting")
         assert "retry-after" in response.headers
+        assert_problem(client.get("/models/colours"), 503, "starting")
         backend.free.set()
         wait_for(lambda: client.get("/health/ready").status_code == 200)
         assert classify(client).status_code == 200
@@ -376,7 +408,9 @@ def test_until_the_models_are_ready_requests_get_503_and_probes_tell_the_phase(
 
 def test_a_dead_device_thread_turns_both_probes(client: TestClient, backend: ColourBackend) -> None:
     backend.error = SystemExit("killed")
-    assert_problem(classify(client), 503, "model_unavailable")
+    response = classify(client)
+    assert_problem(response, 503, "model_unavailable")
+    assert int(response.headers["retry-after"]) >= 1
     wait_for(lambda: client.get("/health/live").status_code == 503)
     assert "device thread" in client.get("/health/live").json()["reason"]
     assert client.get("/health/ready").status_code == 503

@@ -1,13 +1,15 @@
 """Pixels equal to the training library's, and a typed error for everything else that strangers send."""
 
 import random
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from service.artifact import Preprocessing
 from service.errors import ImageTooLarge, ServiceError, UndecodableImage
@@ -142,12 +144,52 @@ def test_what_is_no_complete_image_of_a_served_format_is_undecodable(encoded: by
         preprocess(encoded, recipe(), LIMIT)
 
 
+def test_a_palette_with_too_many_transparent_entries_is_undecodable() -> None:
+    encoded = encode(Image.new("P", (8, 8)), "PNG")
+    chunk = b"tRNS" + bytes(300)
+    pixels = encoded.index(b"IDAT") - 4
+    transparency = struct.pack(">I", 300) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    damaged = encoded[:pixels] + transparency + encoded[pixels:]
+    with pytest.raises(UndecodableImage):
+        preprocess(damaged, recipe(), LIMIT)
+
+
+def test_other_exif_tags_may_be_nonsense() -> None:
+    width_in_words = struct.pack("<HHI4s", 0x0100, 2, 4, b"wide")  # a number by the standard, and here a text
+    turned = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + width_in_words + turned + bytes(4)
+    image = Image.new("RGB", (32, 16), RED)
+    image.paste(BLUE, (16, 0, 32, 16))
+    pixels = preprocess(encode(image, "PNG", exif=exif), recipe(), LIMIT)
+    assert pixels[0].mean(axis=0)[0] > 200
+    assert pixels[-1].mean(axis=0)[2] > 200
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_undone_as_pillow_undoes_it(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = noise(16, 16)
+    encoded = encode(image, "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(BytesIO(encoded)))
+    np.testing.assert_array_equal(preprocess(encoded, recipe(), LIMIT), np.asarray(expected.convert("RGB")))
+
+
+MODES = ["RGB PNG", "RGB JPEG", "RGB WEBP", "RGB GIF", "P PNG", "L PNG", "LA PNG", "RGBA PNG", "I;16 PNG", "CMYK JPEG"]
+
+
 @pytest.mark.filterwarnings("ignore")  # a decoder may warn before it gives up
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_damaged_images_give_pixels_or_a_typed_error(form: str) -> None:
-    whole = encode(noise(40, 30), form)
-    damage = random.Random(form)
-    for _ in range(150):
+@pytest.mark.parametrize("kind", MODES)
+def test_damaged_images_give_pixels_or_a_typed_error(kind: str) -> None:
+    mode, form = kind.split()
+    image = (
+        Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40))
+        if mode == "I;16"
+        else noise(40, 30).convert(mode)
+    )
+    whole = encode(image, form)
+    damage = random.Random(kind)
+    for _ in range(100):
         broken = bytearray(whole)
         for _ in range(damage.randint(1, 8)):
             broken[damage.randrange(len(broken))] = damage.randrange(256)

@@ -47,7 +47,7 @@ def change_card(edit: Callable[[dict[str, Any]], object]) -> Callable[[onnx.Mode
 
 
 def test_discover_finds_versions_in_order_and_ignores_what_does_not_fit(tmp_path: Path) -> None:
-    for name in ("b/2", "b/10", "a/1", "a/x", "a/0", ".converting/1", "b/.converting-x"):
+    for name in ("b/2", "b/10", "a/1", "a/01", "a/x", "a/0", ".converting/1", "b/.converting-x"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "model.onnx").touch()
     (tmp_path / "a" / "2").mkdir()
@@ -61,7 +61,7 @@ def test_discover_says_what_to_do_when_there_is_nothing(tmp_path: Path) -> None:
 
 def test_the_real_digits_load_with_every_phase(digits_model: Path) -> None:
     loaded, phases = load_file(digits_model)
-    assert phases == ["loading", "golden", "warmup 1/1"]
+    assert phases == ["loading", "golden", "warmup 1/2", "warmup 2/2"]
     assert loaded.backend.device == "cpu"
     assert loaded.golden_max_abs_diff is not None
     assert loaded.golden_max_abs_diff < 1e-3
@@ -183,6 +183,20 @@ def test_a_plain_classifier_is_served_with_its_config(
     expected = ((pixels / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 0.2]).mean(axis=(1, 2))
     np.testing.assert_allclose(loaded.backend.run(pixels), expected, atol=1e-5)
     assert (loaded.max_batch, loaded.golden_max_abs_diff, loaded.card.precision) == (max_batch, None, "unknown")
+
+
+def test_a_graph_that_answers_only_the_first_image_of_a_batch_is_refused(tmp_path: Path) -> None:
+    path = write_plain(tmp_path, ["n", 3, 8, 8], [2, 3])
+    proto = onnx.load(path)
+    proto.graph.node[0].output[0] = "all"
+    for name, value in {"start": 0, "end": 1}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    proto.graph.node.append(helper.make_node("Slice", ["all", "start", "end"], ["y"]))
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "m"
+    onnx.save(proto, path)
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG))
+    with pytest.raises(ArtifactError, match=r"a batch of 2 gives logits \(1, 3\)"):
+        load_file(path)
 
 
 def test_a_plain_classifier_without_a_config_is_refused_with_what_is_missing(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Bodies that no honest client sends, against a real server: the contract's code, quickly, and in little memory."""
 
+import contextlib
+import socket
 import struct
 import time
 import zlib
@@ -90,3 +92,18 @@ def test_a_60_mebibyte_form_costs_no_memory_either(server: Server, samples: list
     response = httpx2.post(f"{server.url}/classify/batch", files=files, timeout=30)
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
     assert server.resident_bytes() - before < 50 * MEBIBYTE
+
+
+def test_a_sender_without_end_is_cut_off_after_its_answer(server: Server) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99999999999\r\n\r\n"
+    sent = 0
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head)
+        answer = connection.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"connection: close" in answer
+        with contextlib.suppress(ConnectionError):
+            while sent < 2**31:
+                sent += connection.send(b"x" * MEBIBYTE)
+    assert sent < 400 * MEBIBYTE

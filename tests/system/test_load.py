@@ -108,6 +108,28 @@ async def test_while_draining_it_is_live_but_not_ready_and_still_serves(
         assert server.process.wait(20) == 0
 
 
+async def test_a_request_that_is_half_sent_at_sigterm_is_answered(digits_models: Path, samples: list[Path]) -> None:
+    image = samples[0].read_bytes()
+    head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
+    with running(digits_models, "--drain-delay-ms", "200") as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        halves = [b"", head[:20].encode(), head.encode() + image[:30]]
+        for (_, writer), half in zip(connections, halves, strict=True):
+            writer.write(half)
+        await asyncio.sleep(0.1)
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.7)
+        whole = head.encode() + image
+        for (_, writer), half in zip(connections, halves, strict=True):
+            writer.write(whole[len(half) :])
+        answers = [await reader.read(15) for reader, _ in connections]
+        assert answers == [b"HTTP/1.1 200 OK"] * 3
+        for _, writer in connections:
+            writer.close()
+        assert server.process.wait(20) == 0
+
+
 async def test_a_second_signal_ends_at_once(digits_models: Path) -> None:
     with running(digits_models, "--drain-delay-ms", "20000") as server:
         server.process.send_signal(signal.SIGTERM)
