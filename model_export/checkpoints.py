@@ -1,58 +1,48 @@
-"""SOURCE -> a checkpoint: weights, architecture, labels, preprocessing. Nothing in a file is ever executed.
+"""SOURCE -> a checkpoint: a network of the catalogue with its weights, labels and preprocessing.
 
-A safetensors file that `resnet-export train` wrote describes itself in its metadata. Any other state dict needs
-`--arch`, `--preset` and `--labels`; torch files are read with `weights_only=True`.
+    locate -> read -> what it says -> torchvision's names -> architecture -> labels, preprocessing
+
+What the file says, what its keys show and what the command line states must agree; a contradiction is refused.
 """
 
-import hashlib
-import pickle
-import warnings
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.resources import files
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model_export.catalog import Architecture, find_architecture
 from model_export.errors import ExportError
-from service.artifact import Accuracy, Preprocessing, Source, first_problem
+from model_export.files import State, read_contents
+from model_export.hubs import locate
+from model_export.keys import agree, infer_architecture, refuse_variants, some, to_torchvision_names
+from model_export.recipes import Said, what_it_says
+from service.artifact import Accuracy, Preprocessing, Source
 
-BUILTIN = "builtin:"
-DESCRIPTION_KEY = "resnet_service"
-SAFETENSORS_SUFFIX = ".safetensors"
 COUNTER = "num_batches_tracked"
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-
-
-class Description(BaseModel):
-    """What a checkpoint that was trained here says of itself, in its safetensors metadata."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    architecture: str
-    labels: tuple[str, ...]
-    preprocessing: Preprocessing
-    accuracy: Accuracy | None = None
-    recipe: dict[str, Any]
+MIN_INPUT = 32
+PRESET_CHOICE = (
+    "give --preset imagenet-v1 (resize 256, crop 224: torchvision's first weights and most training loops), "
+    "imagenet-v2 (resize 232: torchvision's V2 weights), imagenet-timm (resize 235, bicubic: timm's a1 family), "
+    "cifar10, digits, or a JSON file with the fields of the card's preprocessing"
+)
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the person at the command line says of a checkpoint; it wins over what the file says of itself."""
+    """What the person at the command line says of a checkpoint."""
 
     architecture: str | None = None
     labels: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
+    ema: bool = False
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network and all that serving it needs to know."""
+    """A trained network and all that serving it needs to know. `notes` are lines for the person who converts it."""
 
     architecture: Architecture
     state: Mapping[str, Tensor]
@@ -60,154 +50,140 @@ class Checkpoint:
     preprocessing: Preprocessing
     accuracy: Accuracy | None
     source: Source
+    in_channels: int
+    said: Said
+    notes: list[str] = field(default_factory=list)
 
     def build(self) -> nn.Module:
-        """The network with these weights, in evaluation mode.
-
-        Raises:
-            ExportError: keys or shapes do not fit the architecture; nothing is loaded in part.
-        """
-        network = self.architecture.build(len(self.labels))
-        fresh = network.state_dict()
-        _check_state(fresh, self.state, self.architecture.name)
+        """The network with these weights, in evaluation mode."""
+        network = self.architecture.build(len(self.labels), self.in_channels)
         # Very old files have no num_batches_tracked; evaluation does not use it.
-        counters = {key: value for key, value in fresh.items() if key.endswith(COUNTER)}
+        counters = {key: value for key, value in network.state_dict().items() if key.endswith(COUNTER)}
         network.load_state_dict(counters | dict(self.state))
         return network.eval()
-
-
-def builtin_names() -> list[str]:
-    """The checkpoints that ship in the package."""
-    folder = files("model_export") / "builtin"
-    return sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("_"))
 
 
 def read_checkpoint(source: str, given: Given) -> Checkpoint:
     """Read a SOURCE of the command line.
 
     Raises:
-        ExportError: it is missing, damaged, not a state dict, or not described well enough.
+        ExportError: it is missing, damaged, a variant, contradictory, or not described well enough.
     """
-    path = _locate(source)
-    if not path.is_file():
-        raise ExportError(f"{source} is not a file; SOURCE is a checkpoint file or {BUILTIN}NAME")
-    description, state, file_format = _read(path)
-    architecture = find_architecture(_needed(given.architecture, description, "architecture", "--arch"))
-    preprocessing = _needed(given.preprocessing, description, "preprocessing", "--preset")
-    labels = _needed(given.labels, description, "labels", "--labels")
-    _check_labels(labels, state)
+    contents = read_contents(locate(source), ema=given.ema)
+    said = what_it_says(contents)
+    state = to_torchvision_names(contents.state, contents.notes)
+    refuse_variants(state)
+    architecture = _architecture(given, said, state, contents.notes)
+    classes, in_channels = _ends(state)
+    _check_state(architecture.build_empty(classes, in_channels).state_dict(), state, architecture.name)
     _check_values(state)
+    preprocessing = given.preprocessing or said.preprocessing
+    if preprocessing is None:
+        raise ExportError(f"the checkpoint does not say how its images are prepared: {PRESET_CHOICE}")
+    _check_input(preprocessing, in_channels)
     return Checkpoint(
         architecture=architecture,
         state=state,
-        labels=labels,
+        labels=_labels(given, said, classes),
         preprocessing=preprocessing,
-        accuracy=description.accuracy if description else None,
-        source=Source(format=file_format, sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
+        accuracy=said.accuracy,
+        source=Source(format=said.origin, sha256=contents.sha256),
+        in_channels=in_channels,
+        said=said,
+        notes=contents.notes,
     )
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """One label a line, by class index.
+    """Labels by class index: a text file with one a line, or JSON, a list or an object `{"0": label, …}`.
 
     Raises:
-        ExportError: the file cannot be read, or has no or an empty line.
+        ExportError: the file cannot be read, or a label is missing.
     """
     try:
-        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        labels = _json_labels(json.loads(text)) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+    except (OSError, ValueError, KeyError) as error:
         raise ExportError(f"cannot read the labels in {path}: {error}") from error
-    if not labels or not all(labels):
+    stripped = tuple(label.strip() for label in labels)
+    if not stripped or not all(stripped):
         raise ExportError(f"{path} must have one label a line, without empty lines")
+    return stripped
+
+
+def _json_labels(content: Any) -> list[str]:
+    values = [content[str(index)] for index in range(len(content))] if isinstance(content, dict) else content
+    # ImageNet's class index has pairs of a WordNet id and a name.
+    return [str(value[-1] if isinstance(value, list) else value) for value in values]
+
+
+def _architecture(given: Given, said: Said, state: State, notes: list[str]) -> Architecture:
+    inferred = infer_architecture(state)
+    for who, name in (("--arch", given.architecture), ("the source", said.architecture)):
+        if name and not agree(find_architecture(name), inferred):
+            raise ExportError(f"{who} says {name}, but the keys and shapes are those of {inferred.name}")
+    stated = given.architecture or said.architecture
+    if stated:
+        return find_architecture(stated)
+    if said.stride_on_1x1:
+        return find_architecture(f"{inferred.name}-v1")
+    notes.append(f"architecture {inferred.name}, from the keys and shapes{_assumption(inferred, said)}")
+    return inferred
+
+
+def _assumption(inferred: Architecture, said: Said) -> str:
+    """What the keys cannot show, and how to say otherwise."""
+    config = inferred.config
+    if config is not None and config.bottleneck and said.origin != "hugging face":
+        return f" (stride on the 3×3 as in torchvision; --arch {inferred.name}-v1 for the paper's)"
+    if config is not None and config.shortcut == "A":
+        plain = inferred.name.replace("resnet", "plain").removesuffix("-a")
+        return f" (--arch {plain} if it was trained without shortcuts)"
+    return ""
+
+
+def _ends(state: State) -> tuple[int, int]:
+    """The number of classes and of input channels, from the shapes of the last and the first layer."""
+    head = state.get("fc.weight", state.get("classifier.6.weight"))
+    first = state.get("conv1.weight", state.get("features.0.weight"))
+    if head is None or first is None:
+        raise ExportError("the checkpoint has no last layer (fc or classifier.6): it is a backbone and no classifier")
+    channels = first.shape[1]
+    if channels not in (1, 3):
+        raise ExportError(f"the first layer takes {channels} channels: only RGB and grey images can be served")
+    return head.shape[0], channels
+
+
+def _labels(given: Given, said: Said, classes: int) -> tuple[str, ...]:
+    labels = given.labels or said.labels
+    if labels is None:
+        raise ExportError(f"the checkpoint does not name its {classes} classes: give --labels, one label a line")
+    if len(labels) != classes:
+        raise ExportError(f"there are {len(labels)} labels, but the checkpoint has {classes} classes: correct --labels")
     return labels
 
 
-def _locate(source: str) -> Path:
-    if not source.startswith(BUILTIN):
-        return Path(source)
-    name = source.removeprefix(BUILTIN)
-    if name not in builtin_names():
-        raise ExportError(
-            f"unknown checkpoint {source}: choose {', '.join(BUILTIN + each for each in builtin_names())}"
-        )
-    return Path(str(files("model_export") / "builtin" / name / f"model{SAFETENSORS_SUFFIX}"))
+def _check_input(preprocessing: Preprocessing, in_channels: int) -> None:
+    if preprocessing.crop < MIN_INPUT:
+        raise ExportError(f"the input would be {preprocessing.crop} pixels wide: at least {MIN_INPUT} are needed")
+    if in_channels == 1 and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.std)) > 1):
+        raise ExportError("a network for grey images needs the same mean and std three times: give --preset FILE.json")
 
 
-def _needed(said: Any, description: Description | None, field: str, option: str) -> Any:
-    value = said or (getattr(description, field) if description else None)
-    if not value:
-        raise ExportError(f"the checkpoint does not say its {field}: give {option}")
-    return value
-
-
-def _read(path: Path) -> tuple[Description | None, dict[str, Tensor], str]:
-    with path.open("rb") as file:
-        head = file.read(9)
-    # A safetensors file is an 8-byte header length and a JSON object; the name of the file says nothing.
-    if head[8:] == b"{":
-        return _read_safetensors(path)
-    return None, _read_torch(path), "torch"
-
-
-def _read_safetensors(path: Path) -> tuple[Description | None, dict[str, Tensor], str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ExportError(f"{path} is a damaged safetensors file: {error}") from error
-    if DESCRIPTION_KEY not in metadata:
-        return None, state, "safetensors"
-    try:
-        return Description.model_validate_json(metadata[DESCRIPTION_KEY]), state, "resnet-service"
-    except ValidationError as error:
-        raise ExportError(f"{path} describes itself in a form that is not known: {first_problem(error)}") from error
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what matters ends in an exception
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ExportError(
-            f"{path} holds more than tensors, and loading it could run code: save it again with "
-            "torch.save(model.state_dict(), …) where it was trained"
-        ) from error
-    except Exception as error:  # the unpickler stumbles over damaged files with whatever is at hand
-        raise ExportError(f"{path} is damaged, or neither a torch checkpoint nor a safetensors file") from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(each, Tensor) for each in content.values()):
-        raise ExportError(f"{path} holds no state dict: save it again with torch.save(model.state_dict(), …)")
-    return dict(content)
-
-
-def _check_labels(labels: tuple[str, ...], state: Mapping[str, Tensor]) -> None:
-    classes = len(state["fc.bias"]) if "fc.bias" in state else len(labels)
-    if classes != len(labels):
-        raise ExportError(f"there are {len(labels)} labels, but the checkpoint has {classes} classes")
-
-
-def _check_values(state: Mapping[str, Tensor]) -> None:
+def _check_values(state: State) -> None:
     bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
-        raise ExportError(f"the checkpoint has NaN or infinite values in {_some(bad)}: its training has diverged")
+        raise ExportError(f"NaN or infinite values in {some(bad)}: the training has diverged, convert an earlier one")
 
 
-def _check_state(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
-    missing = [key for key in expected if key not in given and not key.endswith(COUNTER)]
-    unexpected = [key for key in given if key not in expected]
+def _check_state(expected: Mapping[str, Tensor], state: State, name: str) -> None:
+    missing = [key for key in expected if key not in state and not key.endswith(COUNTER)]
+    unexpected = [key for key in state if key not in expected]
     shapes = [
-        f"{key} {list(given[key].shape)} instead of {list(expected[key].shape)}"
+        f"{key} {list(state[key].shape)} instead of {list(expected[key].shape)}"
         for key in expected
-        if key in given and given[key].shape != expected[key].shape
+        if key in state and state[key].shape != expected[key].shape
     ]
     for what, keys in (("has no", missing), ("has unknown", unexpected), ("has", shapes)):
         if keys:
-            raise ExportError(f"the checkpoint is no {name}: it {what} {_some(keys)}")
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise ExportError(f"the checkpoint is no {name}: it {what} {some(keys)}; is it whole, and is --arch right?")

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 refused or failed, with one line on stderr that says why a
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+SOURCES = "a checkpoint file or folder, builtin:digits, torchvision:NAME[@WEIGHTS], hf:OWNER/NAME or timm:MODEL.TAG"
 MISSING = "the exporter needs torch and onnxruntime: pip install 'resnet-service[cpu,export]'"
 
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
     options = _parser().parse_args(arguments)
     # onnxscript and torch log what only their authors can use.
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.DEBUG if os.environ.get("RESNET_EXPORT_DEBUG") else logging.ERROR)
     try:
         options.run(options)
     except ExportError as error:
@@ -36,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written")
+    except Exception as error:  # whatever it is, it reaches a person as one line
+        logging.debug("unexpected failure", exc_info=error)
+        return _fail(
+            f"unexpected {type(error).__name__}: {error or 'no reason given'}; RESNET_EXPORT_DEBUG=1 shows where"
+        )
     return 0
 
 
@@ -48,6 +55,7 @@ def _convert(options: argparse.Namespace) -> None:
         options.arch,
         read_labels(options.labels) if options.labels else None,
         find_preset(options.preset) if options.preset else None,
+        options.ema,
     )
     target = Target(options.name, options.out, options.version)
     converted = convert(options.source, given, target, options.images, _progress)
@@ -58,7 +66,7 @@ def _convert(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from model_export.verify import verify
 
-    _print_parity(verify(options.model, options.source, options.images))
+    _print_parity(verify(options.model, options.source, options.images, ema=options.ema))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -66,10 +74,40 @@ def _inspect(options: argparse.Namespace) -> None:
 
     card = card_of(options.model)
     if options.json:
-        print(json.dumps(card.summary(), indent=2, ensure_ascii=False))
+        _print_json(card.summary())
         return
     for field, value in card.summary().items():
         print(f"{field:14} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+
+
+def _list(options: argparse.Namespace) -> None:
+    from model_export.catalog import listed
+    from model_export.describe import describe
+    from model_export.tables import list_table
+
+    if options.json:
+        _print_json([describe(architecture).to_json() for architecture in listed()])
+    else:
+        print(list_table())
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from model_export.catalog import find_architecture
+    from model_export.describe import compare_blocks, describe
+    from model_export.tables import comparison, stage_table
+
+    described = [describe(find_architecture(name)) for name in (options.arch, options.compare) if name]
+    if options.json:
+        own, *others = (each.to_json() for each in described)
+        _print_json(own | ({"compare": others[0], "blocks": compare_blocks()} if others else {}))
+        return
+    print("\n\n".join(map(stage_table, described)))
+    if options.compare:
+        print(f"\n{comparison(*described)}")
+
+
+def _print_json(content: object) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -106,17 +144,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_verify(commands)
     _add_train(commands)
+    _add_list(commands)
+    _add_describe(commands)
     return parser
 
 
 def _add_convert(commands: "Commands") -> None:
     command = commands.add_parser("convert", help="write models/NAME/N/model.onnx from a checkpoint")
     command.set_defaults(run=_convert)
-    command.add_argument("source", metavar="SOURCE", help="a .safetensors or torch file, or builtin:digits")
+    command.add_argument("source", metavar="SOURCE", help=SOURCES)
     command.add_argument("--name", required=True, help="the model's name in the service")
     command.add_argument("--arch", help="architecture, when the checkpoint does not say it")
-    command.add_argument("--labels", type=Path, metavar="FILE", help="one label a line, by class index")
-    command.add_argument("--preset", help="preprocessing, when the checkpoint does not say it")
+    command.add_argument("--labels", type=Path, metavar="FILE", help="labels by class index: one a line, or JSON")
+    command.add_argument("--preset", help="preprocessing by name, or a JSON file, when the checkpoint does not say it")
+    command.add_argument("--ema", action="store_true", help="take the averaged weights that a trainer kept")
     command.add_argument("--images", type=Path, metavar="DIR", help="real images for parity and golden replay")
     command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="model folder (models)")
     command.add_argument("--version", type=_positive, metavar="N", help="version (the next free one)")
@@ -133,7 +174,8 @@ def _add_verify(commands: "Commands") -> None:
     command = commands.add_parser("verify", help="compare an artifact with its checkpoint again, on this machine")
     command.set_defaults(run=_verify)
     command.add_argument("model", type=Path, metavar="MODEL.onnx")
-    command.add_argument("--source", required=True, help="the checkpoint, as for convert")
+    command.add_argument("--source", required=True, help=SOURCES)
+    command.add_argument("--ema", action="store_true", help="take the averaged weights that a trainer kept")
     command.add_argument("--images", type=Path, metavar="DIR", help="real images to compare on")
 
 
@@ -144,7 +186,28 @@ def _add_train(commands: "Commands") -> None:
     command.add_argument("--data", required=True, choices=("digits",), help="data set")
     command.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
     command.add_argument("--epochs", type=_positive, default=60, help="passes over the data (60)")
-    command.add_argument("--seed", type=int, default=0, help="fixes weights, order and augmentation (0)")
+    command.add_argument("--seed", type=_seed, default=0, help="fixes weights, order and augmentation (0)")
+
+
+def _add_list(commands: "Commands") -> None:
+    command = commands.add_parser("list", help="every architecture with layers, parameters and multiply-adds")
+    command.set_defaults(run=_list)
+    command.add_argument("--json", action="store_true", help="as JSON, with the stages")
+
+
+def _add_describe(commands: "Commands") -> None:
+    command = commands.add_parser("describe", help="one architecture, stage by stage, beside the paper's figures")
+    command.set_defaults(run=_describe)
+    command.add_argument("arch", metavar="ARCH")
+    command.add_argument("--compare", metavar="ARCH", help="and what it costs in terms of another")
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError("must be a whole number from 0 to 2⁶³ - 1")
+    return number
 
 
 def _positive(text: str) -> int:

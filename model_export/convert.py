@@ -1,6 +1,7 @@
 """The conversion as one sequence: load, build, export, check, prove, card, write."""
 
 import base64
+import contextlib
 import hashlib
 import os
 import shutil
@@ -66,10 +67,12 @@ def convert(source: str, given: Given, target: Target, images: Path | None, prog
     _check_name(target.name)
     progress(f"reading {source}")
     checkpoint = read_checkpoint(source, given)
+    for note in checkpoint.notes:
+        progress(note)
     network = checkpoint.build()
     real = images_in(images) if images else shipped_images()
     progress(f"exporting {checkpoint.architecture.name} to ONNX, opset {OPSET}")
-    model = export(network, checkpoint.preprocessing)
+    model = export(network, checkpoint.preprocessing, checkpoint.in_channels)
     folder = target.out / target.name
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder))
@@ -84,6 +87,8 @@ def convert(source: str, given: Given, target: Target, images: Path | None, prog
         return Converted(_publish(staging, folder, target.version) / MODEL_FILE, card)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: it holds versions
+            folder.rmdir()
 
 
 def prove(model: Path, checkpoint: Checkpoint, network: nn.Module, real: list[EncodedImage]) -> Parity:

@@ -5,7 +5,7 @@ With the arithmetic in the graph the server sends a quarter of the bytes and can
 
 import logging
 import warnings
-from typing import Protocol, cast
+from typing import Protocol, runtime_checkable
 
 import onnx
 import torch
@@ -18,10 +18,13 @@ from service.artifact import FEATURES_NAME, INPUT_NAME, LOGITS_NAME, Preprocessi
 OPSET = 18
 # A traced batch of 1 would be taken for a constant (pytorch#157621).
 TRACED_BATCH = 2
+# Pillow's convert("L"): (19595 R + 38470 G + 7471 B + 2¹⁵) >> 16. The sum stays below 2²⁴, so float32 is exact.
+LUMA = (19595.0, 38470.0, 7471.0)
 
 
-class Classifier(Protocol):
-    """A network in two steps: the last convolutional map, and the logits from it."""
+@runtime_checkable
+class PooledClassifier(Protocol):
+    """A network that ends in global average pooling: the last convolutional map, and the logits from it."""
 
     def features(self, x: Tensor) -> Tensor: ...
 
@@ -29,34 +32,43 @@ class Classifier(Protocol):
 
 
 class ServedNetwork(nn.Module):
-    """A network with its normalisation: uint8 `[N, H, W, 3]` -> logits `[N, classes]`, features `[N, C, h, w]`."""
+    """A network with its normalisation: uint8 `[N, H, W, 3]` -> logits `[N, classes]`, and features where there are."""
 
     scale: Tensor
     shift: Tensor
+    luma: Tensor
 
-    def __init__(self, network: nn.Module, recipe: Preprocessing) -> None:
+    def __init__(self, network: nn.Module, recipe: Preprocessing, in_channels: int) -> None:
         super().__init__()
         self.network = network
-        std = torch.tensor(recipe.std, dtype=torch.float64)
-        mean = torch.tensor(recipe.mean, dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * std)).float().reshape(1, 3, 1, 1))
-        self.register_buffer("shift", (-mean / std).float().reshape(1, 3, 1, 1))
+        self.grey = in_channels == 1
+        std = torch.tensor(recipe.std[:in_channels], dtype=torch.float64)
+        mean = torch.tensor(recipe.mean[:in_channels], dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * std)).float().reshape(1, -1, 1, 1))
+        self.register_buffer("shift", (-mean / std).float().reshape(1, -1, 1, 1))
+        self.register_buffer("luma", torch.tensor(LUMA).reshape(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(x / 255 - mean) / std as one multiplication and one addition, then the network."""
-        x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift  # (N, 3, H, W) float32
-        network = cast(Classifier, self.network)
-        features = network.features(x)
-        return network.classify(features), features
+        x = images.permute(0, 3, 1, 2).float()  # (N, 3, H, W) in [0, 255]
+        if self.grey:
+            x = torch.floor(((x * self.luma).sum(dim=1, keepdim=True) + 32768) / 65536)  # (N, 1, H, W)
+        x = x * self.scale + self.shift
+        if isinstance(self.network, PooledClassifier):
+            features = self.network.features(x)
+            return self.network.classify(features), features
+        logits: Tensor = self.network(x)
+        return logits
 
 
-def export(network: nn.Module, recipe: Preprocessing) -> onnx.ModelProto:
+def export(network: nn.Module, recipe: Preprocessing, in_channels: int = 3) -> onnx.ModelProto:
     """The ONNX graph of a network in evaluation mode, with a dynamic batch, checked.
 
     Raises:
         ExportError: the exporter wrote another opset or a fixed batch, or the checker refuses the graph.
     """
-    served = ServedNetwork(network, recipe).eval()
+    served = ServedNetwork(network, recipe, in_channels).eval()
+    outputs = [LOGITS_NAME, FEATURES_NAME] if isinstance(network, PooledClassifier) else [LOGITS_NAME]
     example = torch.zeros(TRACED_BATCH, recipe.crop, recipe.crop, 3, dtype=torch.uint8)
     # The exporter's own deprecations and its missing optional packages are not for the person at the command line.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -69,7 +81,7 @@ def export(network: nn.Module, recipe: Preprocessing) -> onnx.ModelProto:
             verbose=False,
             opset_version=OPSET,
             input_names=[INPUT_NAME],
-            output_names=[LOGITS_NAME, FEATURES_NAME],
+            output_names=outputs,
             dynamic_shapes={"images": {0: "batch"}},
         )
     if program is None:

@@ -27,6 +27,7 @@ class EncodedImage:
 
     media_type: MediaType
     encoded: bytes
+    name: str = ""
 
 
 def shipped_images() -> list[EncodedImage]:
@@ -64,7 +65,7 @@ def to_pixels(image: EncodedImage, recipe: Preprocessing) -> Pixels:
     try:
         return preprocess(image.encoded, recipe, MAX_PIXELS)
     except ServiceError as error:
-        raise ExportError(f"one of the images cannot be used: {error}") from error
+        raise ExportError(f"the image {image.name} cannot be used: {error}") from error
 
 
 def noise(count: int, size: int) -> Pixels:
@@ -76,7 +77,7 @@ def _read_all(folder: Path) -> list[EncodedImage]:
     if not folder.is_dir():
         raise ExportError(f"{folder} is not a folder of images")
     return [
-        EncodedImage(MEDIA_TYPES[path.suffix.lower()], path.read_bytes())
+        EncodedImage(MEDIA_TYPES[path.suffix.lower()], path.read_bytes(), path.name)
         for path in sorted(folder.iterdir())
         if path.suffix.lower() in MEDIA_TYPES
     ]

@@ -1,9 +1,12 @@
 """Preprocessing recipes by name, for checkpoints that do not bring their own (contract section 2)."""
 
+from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from model_export.errors import ExportError
-from service.artifact import Preprocessing
+from service.artifact import Preprocessing, first_problem
 
 _IMAGENET: dict[str, Any] = {"crop": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -26,12 +29,23 @@ PRESETS = {
 
 
 def find_preset(name: str) -> Preprocessing:
-    """The recipe of that name.
+    """The recipe of that name, or in a JSON file with the fields of a card's preprocessing.
 
     Raises:
-        ExportError: there is none.
+        ExportError: there is none, or the file is not valid.
     """
+    if name.endswith(".json"):
+        return _read(Path(name))
     try:
         return PRESETS[name]
     except KeyError as error:
-        raise ExportError(f"unknown preset {name}: choose one of {', '.join(PRESETS)}") from error
+        raise ExportError(f"unknown preset {name}: choose one of {', '.join(PRESETS)}, or a JSON file") from error
+
+
+def _read(path: Path) -> Preprocessing:
+    try:
+        return Preprocessing.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ExportError(f"cannot read the preset {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise ExportError(f"the preset {path} is not valid: {first_problem(error)}") from error

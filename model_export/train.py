@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model_export.catalog import Architecture
-from model_export.checkpoints import DESCRIPTION_KEY, Description
 from model_export.data import DIGIT_LABELS, ENLARGEMENTS, Digits, augment, enlarge, load_digits
+from model_export.errors import ExportError
+from model_export.files import DESCRIPTION_KEY, Description
 from model_export.presets import PRESETS
 from service.artifact import Accuracy
 
@@ -38,6 +39,8 @@ def train_digits(architecture: Architecture, recipe: Recipe, out: Path) -> Accur
 
     The seed fixes the initial weights, the order and the augmentation. Shows a bar with loss and accuracy.
     """
+    if out.is_dir():
+        raise ExportError(f"{out} is a folder: give the file to write")
     torch.manual_seed(recipe.seed)
     digits = load_digits()
     network = architecture.build(len(DIGIT_LABELS))

@@ -19,7 +19,7 @@ def card_of(model: Path) -> ModelCard:
         ExportError: the file is no ONNX file or has no valid card.
     """
     try:
-        properties = onnx.load(model, load_external_data=False).metadata_props
+        properties = onnx.load(model, format="protobuf", load_external_data=False).metadata_props
         card = read_card({each.key: each.value for each in properties})
     except FileNotFoundError as error:
         raise ExportError(f"there is no file {model}") from error
@@ -30,7 +30,7 @@ def card_of(model: Path) -> ModelCard:
     return card
 
 
-def verify(model: Path, source: str, images: Path | None) -> Parity:
+def verify(model: Path, source: str, images: Path | None, *, ema: bool) -> Parity:
     """Compare an artifact with its checkpoint, on the given images or the shipped ones.
 
     The card says what the checkpoint itself does not: architecture, labels, preprocessing.
@@ -39,5 +39,11 @@ def verify(model: Path, source: str, images: Path | None) -> Parity:
         ExportError: they differ, or one of them cannot be read.
     """
     card = card_of(model)
-    checkpoint = read_checkpoint(source, Given(card.architecture, card.labels, card.preprocessing))
+    checkpoint = read_checkpoint(source, Given(card.architecture, card.labels, card.preprocessing, ema))
+    for what, own, written in (
+        ("labels", checkpoint.said.labels, card.labels),
+        ("preprocessing", checkpoint.said.preprocessing, card.preprocessing),
+    ):
+        if own is not None and own != written:
+            raise ExportError(f"the card's {what} are not those that {source} states: convert it again")
     return prove(model, checkpoint, checkpoint.build(), images_in(images) if images else shipped_images())

@@ -1,27 +1,57 @@
-"""Residual networks for CIFAR-sized images: He et al., *Deep Residual Learning* (arXiv 1512.03385), section 4.2.
+"""Residual and plain networks: He et al., *Deep Residual Learning for Image Recognition* (arXiv 1512.03385).
 
-    depth 6n + 2      output     layers
-    conv1             32 × 32    3×3, 16 filters
-    layer1            32 × 32    n blocks of two 3×3, 16 filters
-    layer2            16 × 16    n blocks of two 3×3, 32 filters, first stride 2
-    layer3             8 × 8     n blocks of two 3×3, 64 filters, first stride 2
-    fc                 1 × 1     global average pooling, fully connected
+ImageNet (table 1), input 224 × 224:
 
-    name        n    parameters (10 classes)    paper, table 6
-    ResNet-20   3                    269,722             0.27M
-    ResNet-32   5                    464,154             0.46M
-    ResNet-44   7                    658,586             0.66M
-    ResNet-56   9                    853,018             0.85M
-    ResNet-110 18                  1,727,962             1.7M
+    stage     output       18            34            50, 101, 152
+    conv1     112 × 112    7×7, 64, stride 2
+    layer1     56 × 56     3×3 max pooling, stride 2, then the blocks: of width 64
+    layer2     28 × 28     blocks of width 128, first stride 2
+    layer3     14 × 14     blocks of width 256, first stride 2
+    layer4      7 × 7      blocks of width 512, first stride 2
+    fc          1 × 1      global average pooling, fully connected
 
-The shortcuts are option A in all cases: identity, with zeros for the new channels, so they have no parameters.
-The names of the modules are torchvision's, so that checkpoints keep their keys.
+CIFAR (section 4.2), depth 6n + 2, input 32 × 32:
+
+    conv1      32 × 32     3×3, 16
+    layer1     32 × 32     n basic blocks of width 16
+    layer2     16 × 16     n basic blocks of width 32, first stride 2
+    layer3      8 × 8      n basic blocks of width 64, first stride 2
+    fc          1 × 1      global average pooling, fully connected
+
+A plain network has the same layers and no shortcuts. The modules are named as torchvision names them, so that
+checkpoints load key for key.
 """
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = (16, 32, 64)
+# Section 3.3: A pads new channels with zeros, B projects where the dimensions change, C projects everywhere.
+# "plain" has no shortcuts at all.
+Shortcut = Literal["A", "B", "C", "plain"]
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """What tells one network of the family from another.
+
+    `stride_on_1x1` puts a bottleneck's stride on its first 1×1, as in the paper (v1); torchvision's v1.5 has it on the
+    3×3. The weights have the same shapes either way, and the function differs.
+    """
+
+    bottleneck: bool
+    blocks: tuple[int, ...]
+    widths: tuple[int, ...]
+    shortcut: Shortcut
+    cifar: bool = False
+    stride_on_1x1: bool = False
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """A 1×1 convolution; batch normalisation follows, so it has no bias."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -42,61 +72,102 @@ class ZeroPadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
 
 
+def make_shortcut(option: Shortcut, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    """What carries a block's input past its convolutions; None where the network is plain."""
+    changes = stride != 1 or in_channels != out_channels
+    if option == "plain":
+        return None
+    if option == "C" or (option == "B" and changes):
+        return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+    return ZeroPadShortcut(in_channels, out_channels, stride) if changes else nn.Identity()
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and the shortcut around them (figure 2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    expansion: ClassVar[int] = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, config: ResNetConfig) -> None:
         super().__init__()
-        self.conv1 = conv3x3(in_channels, out_channels, stride)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = conv3x3(out_channels, out_channels)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        changes = stride != 1 or in_channels != out_channels
-        self.downsample = ZeroPadShortcut(in_channels, out_channels, stride) if changes else nn.Identity()
+        self.conv1 = conv3x3(in_channels, width, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = make_shortcut(config.shortcut, in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        residual = F.relu(self.bn1(self.conv1(x)))
-        residual = self.bn2(self.conv2(residual))
-        return F.relu(residual + self.downsample(x))
+        """(N, in, H, W) -> (N, width, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out if self.downsample is None else out + self.downsample(x))
 
 
-class CifarResNet(nn.Module):
-    """A residual network of depth 6n + 2 for images of 32 × 32."""
+class Bottleneck(nn.Module):
+    """1×1 to a quarter of the channels, 3×3, 1×1 back, and the shortcut around them (figure 5)."""
 
-    def __init__(self, depth: int, num_classes: int = 10) -> None:
-        """Build with He initialisation; ValueError when `depth` is not 6n + 2."""
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, config: ResNetConfig) -> None:
         super().__init__()
-        blocks, remainder = divmod(depth - 2, 6)
-        if remainder or blocks < 1:
-            raise ValueError(f"depth {depth} is not 6n + 2")
-        self.conv1 = conv3x3(3, WIDTHS[0])
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], blocks, stride=1)
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], blocks, stride=2)
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks, stride=2)
-        self.fc = nn.Linear(WIDTHS[2], num_classes)
+        out_channels = width * self.expansion
+        first, second = (stride, 1) if config.stride_on_1x1 else (1, stride)
+        self.conv1 = conv1x1(in_channels, width, first)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, second)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = make_shortcut(config.shortcut, in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, 4 width, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out if self.downsample is None else out + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """A network of the family; see the module's docstring for its stages."""
+
+    def __init__(self, config: ResNetConfig, num_classes: int, in_channels: int = 3) -> None:
+        """Build with He initialisation; `in_channels` is 3 (RGB) or 1 (grey)."""
+        super().__init__()
+        block = Bottleneck if config.bottleneck else BasicBlock
+        channels = config.widths[0]
+        self.conv1 = (
+            conv3x3(in_channels, channels)
+            if config.cifar
+            else nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
+        )
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.Identity() if config.cifar else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        for stage, (width, blocks) in enumerate(zip(config.widths, config.blocks, strict=True), start=1):
+            strides = [1 if stage == 1 else 2] + [1] * (blocks - 1)
+            layers = []
+            for stride in strides:
+                layers.append(block(channels, width, stride, config))
+                channels = width * block.expansion
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+        self.stages = len(config.blocks)
+        self.fc = nn.Linear(channels, num_classes)
         _initialise(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """Normalised images (N, 3, 32, 32) -> the last convolutional map (N, 64, 8, 8)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        features: Tensor = self.layer3(self.layer2(self.layer1(x)))
-        return features
+        """Normalised images (N, 3, H, W) -> the last convolutional map (N, C, h, w)."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, self.stages + 1):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x
 
     def classify(self, features: Tensor) -> Tensor:
-        """The last convolutional map (N, 64, 8, 8) -> logits (N, classes): global average pooling and `fc`."""
+        """The last convolutional map (N, C, h, w) -> logits (N, classes): global average pooling and `fc`."""
         logits: Tensor = self.fc(features.mean(dim=(2, 3)))
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (N, 3, 32, 32) -> logits (N, classes)."""
+        """Normalised images (N, 3, H, W) -> logits (N, classes)."""
         return self.classify(self.features(x))
-
-
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, out_channels, stride)
-    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
 
 
 def _initialise(network: nn.Module) -> None:
