@@ -6,7 +6,7 @@ from typing import Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
-TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s [%(request_id)s]"
+TEXT = "%(asctime)s %(levelname)-7s %(request_id)s %(name)s: %(message)s"
 
 
 def configure_logging(log_format: Literal["json", "text"], level: str) -> None:

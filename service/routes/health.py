@@ -13,6 +13,7 @@ router = APIRouter(tags=["operations"])
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": HealthBody, "description": "Not, and why."}}
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", response_model=HealthBody, responses=UNAVAILABLE)
 async def live(service: Service) -> JSONResponse:
     """200 while the process can recover; 503 when only a restart helps."""
@@ -22,6 +23,7 @@ async def live(service: Service) -> JSONResponse:
     return JSONResponse({"status": "live", "phase": lifecycle.phase})
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", response_model=HealthBody, responses=UNAVAILABLE)
 async def ready(service: Service) -> JSONResponse:
     """200 when every model passed its golden images and the server is not stopping."""

@@ -203,6 +203,12 @@ def test_too_many_pixels_are_refused(colour_models: Path) -> None:
         assert_problem(classify(client), 413, "image_too_large")
 
 
+def test_probes_may_ask_with_head(client: TestClient) -> None:
+    for path in ("/health/live", "/health/ready"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+
+
 def test_unknown_routes_and_verbs_are_problems_too(client: TestClient) -> None:
     assert_problem(client.get("/nowhere"), 404, "not_found")
     assert_problem(client.get("/classify"), 405, "method_not_allowed")
