@@ -1,5 +1,6 @@
 """A real server process: it starts, answers, and says in one line why when it cannot."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -137,3 +138,17 @@ def test_help_documents_every_setting() -> None:
 def test_the_serving_process_never_imports_torch() -> None:
     code = "import service.app, service.cli, sys; print({'torch', 'onnx', 'model_export'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_every_log_line_is_json_and_a_requests_line_has_its_id_and_stages(
+    digits_models: Path, samples: list[Path]
+) -> None:
+    with running(digits_models) as server:
+        headers = {"x-request-id": "find-me"}
+        httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes(), headers=headers)
+        assert server.terminate() == 0
+        records = [json.loads(line) for line in server.log.read_text().splitlines()]
+    (record,) = [each for each in records if each.get("request_id") == "find-me"]
+    assert (record["status"], record["model"], record["version"]) == (200, "digits", "1")
+    assert set(record["ms"]) == {"decode", "queue", "inference", "respond", "total"}
+    assert {"time", "level", "logger", "message"} <= set(records[0])
