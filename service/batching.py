@@ -11,14 +11,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.deadlines import before
 from service.errors import (
-    ClientClosed,
     DeadlineExceeded,
     Draining,
     InternalError,
@@ -27,57 +24,12 @@ from service.errors import (
     ServiceError,
 )
 from service.metrics import Metrics
+from service.tickets import Logits, Ticket
 
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
-Logits = NDArray[np.float32]
 Outcome = Logits | Exception
-
-
-@dataclass(slots=True)
-class Stages:
-    """Seconds that one image spent in each stage, and when (`time.monotonic()`) it left the device."""
-
-    decode: float = 0.0
-    queue: float = 0.0
-    inference: float = 0.0
-    finished_at: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A place in the queue, held from admission until the image's future is resolved.
-
-    `deadline` is in the seconds of `time.monotonic()`. The future belongs to the event loop; other threads only read
-    whether it is done.
-    """
-
-    deadline: float
-    future: asyncio.Future[Logits]
-    stages: Stages = field(default_factory=Stages)
-    queued_at: float = 0.0
-    waiting: bool = True
-
-    @property
-    def abandoned(self) -> bool:
-        """Nobody waits for this image any more."""
-        return self.future.done()
-
-    def abandon(self) -> None:
-        """The client is gone. To be called on the event loop; the image is dropped wherever it is."""
-        if not self.future.done():
-            self.future.set_exception(ClientClosed())
-
-    async def logits(self) -> Logits:
-        """Wait for the float32 logits `[classes]`, until the deadline.
-
-        Raises:
-            DeadlineExceeded: the deadline passed first; the image is dropped wherever it is.
-            ServiceError: what went wrong with this image or its batch.
-        """
-        async with before(self.deadline):
-            return await self.future
 
 
 class Batcher:
@@ -239,7 +191,7 @@ class Batcher:
         try:
             outcomes = list(_one_row_each(self._run(np.stack(list(batch.values()))), len(tickets)))
         except Exception as error:  # the backend may raise anything; its batch gets an answer, the next a fresh start
-            outcomes = [_internal_error(error) for _ in tickets]
+            outcomes = [InternalError.because(error) for _ in tickets]
         except BaseException:
             self._resolve([(ticket, ModelUnavailable()) for ticket in tickets])
             raise
@@ -282,12 +234,6 @@ def _one_row_each(logits: Logits, images: int) -> Logits:
     if logits.ndim != 2 or len(logits) != images:
         raise ValueError(f"the model gave {logits.shape} for a batch of {images}")
     return logits
-
-
-def _internal_error(cause: Exception) -> InternalError:
-    error = InternalError()
-    error.__cause__ = cause
-    return error
 
 
 def _settle(outcomes: list[tuple[Ticket, Outcome]]) -> None:

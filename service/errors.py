@@ -4,7 +4,7 @@ bytes -> *decode* -> pixels -> *queue* -> batch -> *device* -> logits -> answer:
 """
 
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class ServiceError(Exception):
@@ -88,6 +88,13 @@ class InternalError(ServiceError):
 
     status, code = 500, "internal_error"
     detail = "The server failed on this request; its log has the reason under the request id."
+
+    @classmethod
+    def because(cls, cause: Exception) -> Self:
+        """The failure with its cause, where it is handed on instead of raised."""
+        error = cls()
+        error.__cause__ = cause
+        return error
 
 
 class Starting(ServiceError):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from service.batching import Stages
 from service.metrics import NO_MODEL
+from service.tickets import Stages
 
 # Anything a caller sends ends up in log lines and in an answer's header, so only plain tokens are taken over.
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.answer import Prediction, top_predictions
-from service.batching import Stages, Ticket
 from service.errors import ClientClosed, DeadlineExceeded, InternalError, ServiceError
 from service.image import preprocess
 from service.metrics import Metrics
 from service.repository import ServedModel
+from service.tickets import Stages, Ticket
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,7 @@ class Pipeline:
         except ServiceError as error:
             model.batcher.reject(ticket, error)
         except Exception as error:  # a bug of ours must not leave the caller waiting for its deadline
-            failure = InternalError()
-            failure.__cause__ = error
-            model.batcher.reject(ticket, failure)
+            model.batcher.reject(ticket, InternalError.because(error))
         else:
             ticket.stages.decode = time.monotonic() - started
             self._metrics.stage("decode", ticket.stages.decode)

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
-from service.batching import Stages
 from service.body import FormLimits
 from service.deadlines import before
 from service.errors import InvalidParameter, ServiceError
@@ -16,6 +15,7 @@ from service.routes.dependencies import Parts, Service
 from service.routes.problems import log_failure
 from service.schemas import MANY_IMAGES, ONE_IMAGE, PROBLEMS, BatchBody, ClassifyBody, ClassifyQuery
 from service.settings import Settings
+from service.tickets import Stages
 from service.uploads import read_image, read_images
 
 router = APIRouter(tags=["classification"], responses=PROBLEMS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.batching import Batcher, Logits, Pixels, Ticket
+from service.batching import Batcher, Pixels
 from service.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -20,6 +20,7 @@ from service.errors import (
     ServiceError,
 )
 from service.metrics import Metrics
+from service.tickets import Logits, Ticket
 from tests.backends import SIZE, ColourBackend, logits_of
 
 pytestmark = pytest.mark.anyio

@@ -1,0 +1,57 @@
+"""A place in a model's queue, and the times that an image spends on its way."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.deadlines import before
+from service.errors import ClientClosed
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Stages:
+    """Seconds that one image spent in each stage, and when (`time.monotonic()`) it left the device."""
+
+    decode: float = 0.0
+    queue: float = 0.0
+    inference: float = 0.0
+    finished_at: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A place in the queue, held from admission until the image's future is resolved.
+
+    `deadline` is in the seconds of `time.monotonic()`. The future belongs to the event loop; other threads only read
+    whether it is done.
+    """
+
+    deadline: float
+    future: asyncio.Future[Logits]
+    stages: Stages = field(default_factory=Stages)
+    queued_at: float = 0.0
+    waiting: bool = True
+
+    @property
+    def abandoned(self) -> bool:
+        """Nobody waits for this image any more."""
+        return self.future.done()
+
+    def abandon(self) -> None:
+        """The client is gone. To be called on the event loop; the image is dropped wherever it is."""
+        if not self.future.done():
+            self.future.set_exception(ClientClosed())
+
+    async def logits(self) -> Logits:
+        """Wait for the float32 logits `[classes]`, until the deadline.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first; the image is dropped wherever it is.
+            ServiceError: what went wrong with this image or its batch.
+        """
+        async with before(self.deadline):
+            return await self.future
