@@ -25,6 +25,8 @@ PROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+# A zip archive, or a bare pickle of protocol 2 and up, as torch wrote before 1.6.
+TORCH_STARTS = (b"PK", b"\x80")
 LFS_POINTER = b"version https://git-lfs"
 
 State = dict[str, Tensor]
@@ -99,6 +101,8 @@ def _read_file(path: Path, *, ema: bool) -> Contents:
     if head[8:9] == b"{":
         state, description = _read_safetensors(path)
         return Contents(state, sha256, description)
+    if not head.startswith(TORCH_STARTS):
+        raise ExportError(_damaged(path))
     return _unwrap(_read_torch(path), path, sha256, ema=ema)
 
 
@@ -128,9 +132,11 @@ def _read_torch(path: Path) -> Any:
             "torch.save(model.state_dict(), …) where it was trained"
         ) from error
     except Exception as error:  # the unpickler stumbles over damaged files with whatever is at hand
-        raise ExportError(
-            f"{path} is damaged, or neither a torch checkpoint nor a safetensors file: fetch or save it again"
-        ) from error
+        raise ExportError(_damaged(path)) from error
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged, or neither a torch checkpoint nor a safetensors file: fetch or save it again"
 
 
 def _unwrap(content: Any, path: Path, sha256: str, *, ema: bool) -> Contents:

@@ -250,6 +250,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated zip": (write_half, "is damaged"),
     "another zip": (write_zip, "is damaged"),
     "text": (lambda path: path.write_text("hello, this is text"), "neither a torch checkpoint nor a safetensors"),
+    "markdown": (lambda path: path.write_text("# A title"), "neither a torch checkpoint nor a safetensors"),
     "empty": (lambda path: path.touch(), "is damaged"),
     "a tensor": (lambda path: torch.save(torch.zeros(3), path), "holds no state dict"),
     "cut safetensors": (lambda path: path.write_bytes(b'\x40\0\0\0\0\0\0\0{"a":'), "damaged safetensors"),
