@@ -70,7 +70,7 @@ def read_checkpoint(source: str, given: Given) -> Checkpoint:
         ExportError: it is missing, damaged, a variant, contradictory, or not described well enough.
     """
     contents = read_contents(locate(source), ema=given.ema)
-    said = what_it_says(contents)
+    said = what_it_says(contents, recipe_needed=given.preprocessing is None)
     state = to_torchvision_names(contents.state, contents.notes)
     refuse_variants(state)
     architecture = _architecture(given, said, state, contents.notes)
@@ -87,7 +87,7 @@ def read_checkpoint(source: str, given: Given) -> Checkpoint:
         labels=_labels(given, said, classes),
         preprocessing=preprocessing,
         accuracy=said.accuracy,
-        source=Source(format=said.origin, sha256=contents.sha256),
+        source=Source(format=said.origin, sha256=contents.sha256, overridden=_overridden(given, said)),
         in_channels=in_channels,
         said=said,
         notes=contents.notes,
@@ -101,9 +101,9 @@ def read_labels(path: Path) -> tuple[str, ...]:
         ExportError: the file cannot be read, or a label is missing.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         labels = _json_labels(json.loads(text)) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ExportError(f"cannot read the labels in {path}: {error}") from error
     stripped = tuple(label.strip() for label in labels)
     if not stripped or not all(stripped):
@@ -112,6 +112,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _json_labels(content: Any) -> list[str]:
+    if isinstance(content, dict) and all(isinstance(value, int) for value in content.values()):
+        content = {str(index): label for label, index in content.items()}  # ImageFolder's class_to_idx
     values = [content[str(index)] for index in range(len(content))] if isinstance(content, dict) else content
     # ImageNet's class index has pairs of a WordNet id and a name.
     return [str(value[-1] if isinstance(value, list) else value) for value in values]
@@ -122,19 +124,27 @@ def _architecture(given: Given, said: Said, state: State, notes: list[str]) -> A
     for who, name in (("--arch", given.architecture), ("the source", said.architecture)):
         if name and not agree(find_architecture(name), inferred):
             raise ExportError(f"{who} says {name}, but the keys and shapes are those of {inferred.name}")
-    stated = given.architecture or said.architecture
+    own = said.architecture or _own_stride(said, inferred)
+    if given.architecture and own and find_architecture(given.architecture).config != find_architecture(own).config:
+        raise ExportError(f"--arch says {given.architecture}, but the source says {own}")
+    stated = given.architecture or own
     if stated:
         return find_architecture(stated)
-    if said.stride_on_1x1:
-        return find_architecture(f"{inferred.name}-v1")
-    notes.append(f"architecture {inferred.name}, from the keys and shapes{_assumption(inferred, said)}")
+    notes.append(f"architecture {inferred.name}, from the keys and shapes{_assumption(inferred)}")
     return inferred
 
 
-def _assumption(inferred: Architecture, said: Said) -> str:
+def _own_stride(said: Said, inferred: Architecture) -> str | None:
+    """Hugging Face's config says which of the two strides a bottleneck has; basic blocks have no choice."""
+    if said.stride_on_1x1 is None or inferred.config is None or not inferred.config.bottleneck:
+        return None
+    return f"{inferred.name}-v1" if said.stride_on_1x1 else inferred.name
+
+
+def _assumption(inferred: Architecture) -> str:
     """What the keys cannot show, and how to say otherwise."""
     config = inferred.config
-    if config is not None and config.bottleneck and said.origin != "hugging face":
+    if config is not None and config.bottleneck:
         return f" (stride on the 3×3 as in torchvision; --arch {inferred.name}-v1 for the paper's)"
     if config is not None and config.shortcut == "A":
         plain = inferred.name.replace("resnet", "plain").removesuffix("-a")
@@ -149,6 +159,8 @@ def _ends(state: State) -> tuple[int, int]:
     if head is None or first is None:
         raise ExportError("the checkpoint has no last layer (fc or classifier.6): it is a backbone and no classifier")
     channels = first.shape[1]
+    if head.shape[0] < 2:
+        raise ExportError("the last layer gives one logit: train with two classes, softmax of one is always 1")
     if channels not in (1, 3):
         raise ExportError(f"the first layer takes {channels} channels: only RGB and grey images can be served")
     return head.shape[0], channels
@@ -161,6 +173,12 @@ def _labels(given: Given, said: Said, classes: int) -> tuple[str, ...]:
     if len(labels) != classes:
         raise ExportError(f"there are {len(labels)} labels, but the checkpoint has {classes} classes: correct --labels")
     return labels
+
+
+def _overridden(given: Given, said: Said) -> tuple[str, ...]:
+    """What the command line states against the source's own word."""
+    pairs = {"labels": (given.labels, said.labels), "preprocessing": (given.preprocessing, said.preprocessing)}
+    return tuple(what for what, (stated, own) in pairs.items() if stated and own and stated != own)
 
 
 def _check_input(preprocessing: Preprocessing, in_channels: int) -> None:

@@ -6,6 +6,7 @@ Which kind a file is, its content decides, never its name.
 import hashlib
 import json
 import pickle
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,8 @@ def _read_folder(folder: Path, *, ema: bool) -> Contents:
             if not (folder / CONFIG).is_file():
                 raise ExportError(f"{folder} has no {CONFIG} that says what the weights are: convert {name} itself")
             return read_contents(folder / name, ema=ema)
+    if (folder / f"{WEIGHT_FILES[0]}.index.json").is_file():
+        raise ExportError(f"{folder} holds its weights in several files: save the model again in one")
     raise ExportError(f"{folder} holds no {' or '.join(WEIGHT_FILES)}: give the checkpoint file itself")
 
 
@@ -99,6 +102,8 @@ def _read_file(path: Path, *, ema: bool) -> Contents:
         raise ExportError(f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull`")
     # A safetensors file is an 8-byte header length and a JSON object.
     if head[8:9] == b"{":
+        if ema:
+            raise ExportError(f"{path} holds one set of weights: leave --ema away")
         state, description = _read_safetensors(path)
         return Contents(state, sha256, description)
     if not head.startswith(TORCH_STARTS):
@@ -128,11 +133,17 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ExportError(
-            f"{path} holds more than tensors, and loading it could run code: save it again with "
+            f"{path} holds more than tensors{_blocked(error)}, and loading it could run code: save it again with "
             "torch.save(model.state_dict(), …) where it was trained"
         ) from error
     except Exception as error:  # the unpickler stumbles over damaged files with whatever is at hand
         raise ExportError(_damaged(path)) from error
+
+
+def _blocked(error: Exception) -> str:
+    """The class or function that the file asks for, from torch's message."""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    return f" ({match[1]})" if match else ""
 
 
 def _damaged(path: Path) -> str:

@@ -16,12 +16,12 @@ from model_export.files import State
 # Keys that every network of a family has; what stands before them is a wrapper's attribute.
 ANCHORS = ("layer1.0.conv1.weight", "features.0.weight", "resnet.embedder.embedder.convolution.weight")
 # What training modules keep beside the network: losses and metrics, none of which the network computes with.
-_TRAINING_ONLY = re.compile(r"(.*_)?(criterion|loss|loss_fn|metrics?|acc|accuracy|f1|auroc)(\.|_|$)")
+_TRAINING_ONLY = re.compile(r"(.*_)?(criterion|loss|loss_fn|metrics?|acc|accuracy|f1|auroc|class_weights?)(\.|_|$)")
 _COMPILED = "_orig_mod."
 _HF_STAGE = re.compile(r"resnet\.encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
 _HF_CONVOLUTION = re.compile(r"layer\.(\d+)\.(convolution|normalization)\.(.+)")
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.conv1\.weight")
-_HEAD = re.compile(r"fc\.(\d+)\.(weight|bias)")
+_HEAD = re.compile(r"(fc|classifier\.6)\.(\d+)\.(weight|bias)")
 
 
 def to_torchvision_names(state: State, notes: list[str]) -> State:
@@ -34,9 +34,20 @@ def to_torchvision_names(state: State, notes: list[str]) -> State:
     Raises:
         ExportError: several networks in one file, or a head of several layers.
     """
-    state = _strip_prefix({key.replace(_COMPILED, ""): value for key, value in state.items()}, notes)
-    state = {_translate(key): value for key, value in state.items()}
+    state = _renamed(state, {key: key.replace(_COMPILED, "") for key in state})
+    state = _strip_prefix(state, notes)
+    state = _renamed(state, {key: _translate(key) for key in state})
     return _fold_head(state)
+
+
+def _renamed(state: State, names: dict[str, str]) -> State:
+    """The tensors under their new names; two that end up under one are refused, not overwritten."""
+    renamed: dict[str, str] = {}
+    for key, name in names.items():
+        if name in renamed:
+            raise ExportError(f"{renamed[name]} and {key} are both {name}: the file holds more than one such layer")
+        renamed[name] = key
+    return {name: state[key] for name, key in renamed.items()}
 
 
 def refuse_variants(state: State) -> None:
@@ -86,14 +97,11 @@ def _strip_prefix(state: State, notes: list[str]) -> State:
         found = ", ".join(sorted(prefix or "(none)" for prefix in prefixes))
         raise ExportError(f"the file holds several networks, under {found}: save the state dict of one of them")
     prefix = prefixes.pop() if prefixes else ""
-    stripped = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    others = [key for key in state if not key.startswith(prefix)] if prefix else []
-    others += [key for key in stripped if _TRAINING_ONLY.match(key)]
-    dropped = [key for key in others if _TRAINING_ONLY.match(key)]
+    names = {key: key.removeprefix(prefix) for key in state}
+    dropped = [key for key, name in names.items() if _TRAINING_ONLY.match(name)]
     if dropped:
         notes.append(f"left out what only training uses: {some(dropped)}")
-    kept = {key: state[key] for key in others if key not in dropped}
-    return {key: value for key, value in stripped.items() if key not in dropped} | kept
+    return _renamed(state, {key: name for key, name in names.items() if key not in dropped})
 
 
 def _translate(key: str) -> str:
@@ -119,12 +127,12 @@ def _translate_hf(stage: int, block: str, rest: str) -> str:
 
 def _fold_head(state: State) -> State:
     """A head `fc = Sequential(Dropout, Linear, …)` with one linear layer is that layer."""
-    positions = {match[1] for key in state if (match := _HEAD.fullmatch(key))}
+    positions = {match[2] for key in state if (match := _HEAD.fullmatch(key))}
     if len(positions) > 1:
         raise ExportError(
             f"the head has several layers (fc.{', fc.'.join(sorted(positions))}): one Linear can be served"
         )
-    return {_HEAD.sub(r"fc.\2", key): value for key, value in state.items()}
+    return _renamed(state, {key: _HEAD.sub(r"\1.\3", key) for key in state})
 
 
 def _variant(key: str, dimensions: int, state: State) -> str | None:

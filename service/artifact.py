@@ -68,10 +68,11 @@ class Preprocessing(_Record):
 
 
 class Source(_Record):
-    """The checkpoint that was converted."""
+    """The checkpoint that was converted, and what the person who did it stated against its own word."""
 
     format: str
     sha256: str
+    overridden: tuple[str, ...] = ()
 
 
 class ExportRecord(_Record):

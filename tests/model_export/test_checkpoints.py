@@ -359,7 +359,7 @@ def test_another_number_of_labels_is_refused(count: int, tmp_path: Path) -> None
     [
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
         ({"downsample_in_first_stage": True}, "downsample_in_first_stage"),
-        ({"model_type": "vit"}, "model_type vit"),
+        ({"model_type": "vit", "transformers_version": "5"}, "model_type vit"),
     ],
 )
 def test_hugging_face_variants_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -386,6 +386,80 @@ def test_a_folder_that_is_no_model_says_what_is_missing(files: dict[str, str], s
         read_checkpoint(str(tmp_path), GIVEN)
 
 
+def sequential(state: dict[str, Tensor], last: str) -> dict[str, Tensor]:
+    return prefixed("backbone.", state) | {f"{last}.weight": torch.zeros(3, 5), f"{last}.bias": torch.zeros(3)}
+
+
+@pytest.mark.parametrize("last", ["fc", "linear"])
+def test_a_second_last_layer_is_refused_and_never_replaces_the_first(last: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"backbone.fc.weight and {last}.weight|fc.weight and {last}.weight"):
+        read(sequential(resnet20(), last), tmp_path)
+
+
+def test_the_command_line_cannot_contradict_what_the_source_says_of_its_function(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--arch says plain20, but the source says resnet20"):
+        read_checkpoint("builtin:digits", Given("plain20"))
+    folder, _ = write_hugging_face(tmp_path / "hf", depths=[3, 4, 6, 3], downsample_in_bottleneck=True)
+    with pytest.raises(ExportError, match="--arch says resnet50, but the source says resnet50-v1"):
+        read_checkpoint(folder, Given("resnet50"))
+
+
+def test_a_vggs_replaced_head_is_folded(tmp_path: Path) -> None:
+    state = dict(trained_like("vgg19_bn", len(LABELS)).state_dict())
+    renamed = {key.replace("classifier.6.", "classifier.6.1."): value for key, value in state.items()}
+    assert set(read(renamed, tmp_path).state) == set(state)
+
+
+@pytest.mark.parametrize("arguments", [{"act_layer": "gelu"}, {"output_stride": 8}, {"aa_layer": "blurpool"}])
+def test_timm_arguments_that_change_the_function_are_refused(arguments: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="that changes what it computes"):
+        read_checkpoint(write_timm(tmp_path / "timm", model_args=arguments), Given())
+    assert read_checkpoint(write_timm(tmp_path / "timm", model_args={"drop_rate": 0.1}), Given())
+
+
+def test_timm_labels_given_by_index_are_read_by_index(tmp_path: Path) -> None:
+    names = {str(index): f"name {index}" for index in reversed(range(1000))}
+    checkpoint = read_checkpoint(write_timm(tmp_path / "timm", label_names=names), Given())
+    assert checkpoint.labels[7] == "name 7"
+
+
+@pytest.mark.parametrize("config", [{"architecture": "resnet20", "lr": 0.1}, {"model_type": "resnet20"}, {"seed": 1}])
+def test_a_trainers_own_config_is_ignored_with_a_note(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert any("ignored config.json" in note for note in read(resnet20(), tmp_path).notes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_flip_channel_order": True},
+        {"image_processor_type": "EfficientNetImageProcessor"},
+        {"resample": 4},
+        {"size": {"height": 224, "width": 192}},
+        {"size": [224, 224]},
+    ],
+)
+def test_processors_that_the_service_cannot_follow_are_refused_unless_a_preset_is_given(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, _ = write_hugging_face(
+        tmp_path / "hf", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"
+    )
+    file = Path(folder) / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ExportError, match="give --preset"):
+        read_checkpoint(folder, Given())
+    assert read_checkpoint(folder, Given(preprocessing=PRESETS["imagenet-v1"])).architecture.name == "resnet18"
+
+
+def test_one_logit_is_no_classifier(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="one logit"):
+        read(dict(trained_like("resnet20", 1).state_dict()), tmp_path)
+
+
 # --- preprocessing equals the libraries' -------------------------------------------------------------
 
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -395,6 +469,10 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
         "BitImageProcessorPil",
         {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "resample": 3},
     ),
+    "ConvNext, as its class": ("ConvNextImageProcessorPil", {}),
+    "Bit, as its class": ("BitImageProcessorPil", {}),
+    "CLIP, as its class": ("CLIPImageProcessorPil", {}),
+    "ViT, as its class": ("ViTImageProcessorPil", {}),
     "ViT 224": ("ViTImageProcessorPil", {"size": {"height": 224, "width": 224}, "resample": 2}),
 }
 
@@ -419,3 +497,5 @@ def test_pixels_equal_those_of_transformers_processors(kind: str, tmp_path: Path
         expected = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
         got = preprocess((tmp_path / "image.png").read_bytes(), recipe, 10**6)
         np.testing.assert_array_equal(got, np.asarray(expected).transpose(1, 2, 0))
+    assert np.allclose(recipe.mean, processor.image_mean)
+    assert np.allclose(recipe.std, processor.image_std)

@@ -203,6 +203,14 @@ def test_verify_accepts_the_source_and_refuses_another(
     assert "parity failed" in capsys.readouterr().err
 
 
+def test_verify_accepts_labels_that_the_command_line_stated(tmp_path: Path) -> None:
+    words = tmp_path / "labels.txt"
+    words.write_text("\n".join("abcdefghij"))
+    command = ["convert", "builtin:digits", "--name", "net", "--out", str(tmp_path), "--labels", str(words)]
+    assert main(command) == 0
+    assert main(["verify", str(tmp_path / "net/1/model.onnx"), "--source", "builtin:digits"]) == 0
+
+
 # --- what is refused, with one line and nothing written ----------------------------------------------
 
 
