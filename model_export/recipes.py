@@ -43,8 +43,6 @@ HF_DEFAULTS: dict[str, dict[str, Any]] = {
     "Bit": {"size": 224, "resample": 3, "do_center_crop": True, "image_mean": _CLIP[0], "image_std": _CLIP[1]},
     "CLIP": {"size": 224, "resample": 3, "do_center_crop": True, "image_mean": _CLIP[0], "image_std": _CLIP[1]},
 }
-for _defaults in HF_DEFAULTS.values():
-    _defaults.setdefault("do_center_crop", False)
 # Switches that the service has no counterpart for in any other position.
 HF_USUAL = {
     "do_resize": True,
@@ -121,9 +119,8 @@ def _timm(config: dict[str, Any], *, recipe_needed: bool) -> Said:
         raise ExportError(
             f"timm's {name} is not a network of the paper: its function differs from {', '.join(TIMM_ARCHITECTURES)}"
         )
-    changed = {key: value for key, value in (config.get("model_args") or {}).items() if not _is_harmless(key, value)}
-    if config.get("global_pool", "avg") != "avg":
-        changed["global_pool"] = config["global_pool"]
+    arguments = {"global_pool": config.get("global_pool", "avg")} | (config.get("model_args") or {})
+    changed = {key: value for key, value in arguments.items() if not _is_harmless(key, value)}
     if changed:
         raise ExportError(f"timm's {name} was made with {changed}: that changes what it computes")
     said = config.get("pretrained_cfg") or config
@@ -132,7 +129,9 @@ def _timm(config: dict[str, Any], *, recipe_needed: bool) -> Said:
 
 def _is_harmless(argument: str, value: Any) -> bool:
     """Arguments of timm's models that leave the function in evaluation as it is."""
-    return argument in ("num_classes", "in_chans") or argument.startswith("drop_") or value == "avg"
+    if argument == "global_pool":
+        return bool(value == "avg")
+    return argument in ("num_classes", "in_chans") or argument.startswith("drop_")
 
 
 def _timm_recipe(said: dict[str, Any]) -> Preprocessing:
@@ -192,7 +191,11 @@ def _hugging_face_recipe(processor: dict[str, Any]) -> Preprocessing:
     )
     if family not in HF_DEFAULTS:
         raise ExportError(f"{PROCESSOR} is of a {kind}, which is not known here: give --preset")
-    said = HF_DEFAULTS[family] | {key: value for key, value in processor.items() if value is not None}
+    said = (
+        {"do_center_crop": False}
+        | HF_DEFAULTS[family]
+        | {key: value for key, value in processor.items() if value is not None}
+    )
     odd = [f"{key}={said[key]}" for key, usual in HF_USUAL.items() if key in said and said[key] != usual]
     if said["resample"] not in HF_RESAMPLING:
         odd.append(f"resample={said['resample']}")
