@@ -1,6 +1,7 @@
 """The batcher's invariants: each was broken by some server that people use."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -317,11 +318,15 @@ async def test_callers_who_gave_up_free_their_places_at_once() -> None:
 async def test_what_cannot_be_answered_in_time_is_refused_at_once_with_an_honest_wait() -> None:
     async with running(max_batch=1) as rig:
         rig.backend.seconds = 0.2
+        started = time.monotonic()
         await rig.submit().logits()
+        took = time.monotonic() - started
         waiting = [rig.submit() for _ in range(10)]
         with pytest.raises(Overloaded) as refused:
             rig.batcher.reserve(time.monotonic() + 1)
-        assert refused.value.retry_after == 2
+        assert refused.value.retry_after is not None
+        # The device may or may not have taken the first of them, and a sleep is never shorter than asked for.
+        assert math.ceil(9 * 0.2) <= refused.value.retry_after <= math.ceil(10 * took)
         rig.batcher.reserve(far())
         for ticket in waiting:
             ticket.abandon()
