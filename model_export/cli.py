@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from model_export.errors import ExportError
 
 if TYPE_CHECKING:
-    from service.artifact import Parity
+    from service.artifact import Accuracy, Parity, Quantisation
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _convert(options: argparse.Namespace) -> None:
     from model_export.checkpoints import Given, read_labels
-    from model_export.convert import Target, convert
+    from model_export.convert import Order, Target, convert
+    from model_export.evidence import Plan
     from model_export.presets import find_preset
 
     given = Given(
@@ -57,9 +58,18 @@ def _convert(options: argparse.Namespace) -> None:
         find_preset(options.preset) if options.preset else None,
         options.ema,
     )
-    target = Target(options.name, options.out, options.version)
-    converted = convert(options.source, given, target, options.images, _progress)
+    plan = Plan(
+        precision=options.precision,
+        target=options.int8_target,
+        calibration=options.calibration,
+        method=options.calibration_method,
+        min_agreement=options.min_agreement,
+    )
+    order = Order(options.source, given, plan, options.images, options.evaluate)
+    converted = convert(order, Target(options.name, options.out, options.version), _progress)
+    _print_quantisation(converted.card.quantisation)
     _print_parity(converted.card.parity)
+    _print_accuracy(converted.card.accuracy)
     print(f"wrote {converted.path}")
 
 
@@ -125,7 +135,21 @@ def _print_parity(parity: "Parity | None") -> None:
         print(f"  batch sizes          {', '.join(map(str, parity.batch_sizes))}")
         print(f"  largest difference   {parity.max_abs_diff:.3g} (relative {parity.max_rel_diff:.3g})")
         print(f"  allowed, relative    {parity.tolerance:.3g}")
+        print(f"  KL divergence        {parity.kl_divergence:.3g} nats")
         print(f"  top-1 agreement      {parity.top1_agreement:.2%}")
+
+
+def _print_quantisation(quantisation: "Quantisation | None") -> None:
+    if quantisation is not None:
+        print(f"int8 for {quantisation.target}, calibrated on {quantisation.images} images by {quantisation.method}")
+        for trial in quantisation.trials:
+            print(f"  {trial.method:20} agreement {trial.top1_agreement:.2%}, KL {trial.kl_divergence:.3g} nats")
+
+
+def _print_accuracy(accuracy: "Accuracy | None") -> None:
+    if accuracy is not None:
+        before = "" if accuracy.float32_top1 is None else f" (float32 {accuracy.float32_top1:.2%})"
+        print(f"top-1 accuracy {accuracy.top1:.2%}{before} of {accuracy.images} images: {accuracy.data}")
 
 
 def _progress(line: str) -> None:
@@ -159,6 +183,25 @@ def _add_convert(commands: "Commands") -> None:
     command.add_argument("--preset", help="preprocessing by name, or a JSON file, when the checkpoint does not say it")
     command.add_argument("--ema", action="store_true", help="take the averaged weights that a trainer kept")
     command.add_argument("--images", type=Path, metavar="DIR", help="real images for parity and golden replay")
+    command.add_argument("--evaluate", type=Path, metavar="DIR", help="images in a folder for each class: the accuracy")
+    command.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of the graph (fp32)")
+    command.add_argument("--calibration", type=Path, metavar="DIR", help="images to find int8's ranges on")
+    command.add_argument(
+        "--calibration-method",
+        choices=("auto", "minmax", "entropy", "percentile"),
+        default="auto",
+        help="how int8's ranges are found; auto tries all and keeps the one that agrees best with float32 (auto)",
+    )
+    command.add_argument(
+        "--int8-target", choices=("cpu", "tensorrt"), default="cpu", help="what the int8 graph is made for (cpu)"
+    )
+    command.add_argument(
+        "--min-agreement",
+        type=_share,
+        default=0.99,
+        metavar="SHARE",
+        help="least share of images on which fp16 or int8 must give float32's top-1 class (0.99)",
+    )
     command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="model folder (models)")
     command.add_argument("--version", type=_positive, metavar="N", help="version (the next free one)")
 
@@ -207,6 +250,13 @@ def _seed(text: str) -> int:
     number = int(text)
     if not 0 <= number < 2**63:
         raise argparse.ArgumentTypeError("must be a whole number from 0 to 2⁶³ - 1")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError("must be a share from 0 to 1, or from 0% to 100%")
     return number
 
 

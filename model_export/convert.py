@@ -1,35 +1,26 @@
-"""The conversion as one sequence: load, build, export, check, prove, card, write."""
+"""The conversion as one sequence: load, export, prove, reduce, prove again, card, write."""
 
-import base64
 import contextlib
-import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import onnx
-from torch import nn
 
+from model_export.card import Findings, golden_images, make_card
 from model_export.checkpoints import Checkpoint, Given, read_checkpoint
 from model_export.errors import ExportError
+from model_export.evaluate import evaluate
+from model_export.evidence import Evidence, Plan, gather
 from model_export.graph import OPSET, export
-from model_export.images import EncodedImage, colour_chart, images_in, noise, shipped_images, to_pixels
-from model_export.parity import IMAGES, judge, reference_logits
-from service.artifact import CARD_PROPERTY, ExportRecord, Golden, InputSpec, ModelCard, Parity
-from service.golden import GoldenMismatch, replay
-from service.runtime import open_onnx
+from model_export.parity import compare, judge, reference_logits, standard_of
+from model_export.precision import reduce, served_form
+from model_export.sealing import write_artifact
+from service.artifact import ModelCard
 
 MODEL_FILE = "model.onnx"
-GOLDEN_IMAGES = 8
-# Golden images travel in the card of every artifact, so photographs of many megabytes are not taken.
-MAX_GOLDEN_BYTES = 2**18
-LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "pillow")
 
 Progress = Callable[[str], None]
 
@@ -51,39 +42,43 @@ class Converted:
     card: ModelCard
 
 
-def convert(source: str, given: Given, target: Target, images: Path | None, progress: Progress) -> Converted:
-    """Turn a checkpoint into an artifact, atomically: a complete, proved file appears, or nothing does.
+@dataclass(frozen=True)
+class Order:
+    """What is to be converted, and how.
 
-    Args:
-        source: SOURCE of the command line.
-        given: what the caller says of the checkpoint.
-        target: where to write.
-        images: a folder of real images for parity and golden replay; the shipped digits when absent.
-        progress: called with a line at each step.
+    `source` is SOURCE of the command line, `given` what the caller says of it. `images` is a folder of real images for
+    parity and golden replay (the shipped digits when absent), `labelled` a folder of images by class to measure the
+    accuracy on.
+    """
+
+    source: str
+    given: Given
+    plan: Plan
+    images: Path | None = None
+    labelled: Path | None = None
+
+
+def convert(order: Order, target: Target, progress: Progress) -> Converted:
+    """Turn a checkpoint into an artifact, atomically: a complete, proved file appears, or nothing does.
 
     Raises:
         ExportError: the first thing that is wrong.
     """
     _check_name(target.name)
-    progress(f"reading {source}")
-    checkpoint = read_checkpoint(source, given)
+    progress(f"reading {order.source}")
+    checkpoint = read_checkpoint(order.source, order.given)
     for note in checkpoint.notes:
         progress(note)
-    network = checkpoint.build()
-    real = images_in(images) if images else shipped_images()
-    progress(f"exporting {checkpoint.architecture.name} to ONNX, opset {OPSET}")
-    model = export(network, checkpoint.preprocessing, checkpoint.in_channels)
     folder = target.out / target.name
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder))
     try:
-        staged = staging / MODEL_FILE
-        onnx.save(model, staged)
-        progress("comparing onnxruntime with torch")
-        parity = prove(staged, checkpoint, network, real)
-        progress("recording golden images")
-        card = _card(checkpoint, network, target.name, parity, real)
-        _write(model, card, staged)
+        with tempfile.TemporaryDirectory(prefix="resnet-export-") as scratch:
+            evidence = gather(checkpoint, order.plan, order.images, order.labelled, Path(scratch))
+            graph, findings = _prove(checkpoint, order.plan, evidence, Path(scratch), progress)
+            progress("writing")
+            card = make_card(target.name, checkpoint, findings)
+            card = write_artifact(onnx.load(graph), card, staging / MODEL_FILE)
         return Converted(_publish(staging, folder, target.version) / MODEL_FILE, card)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -91,70 +86,46 @@ def convert(source: str, given: Given, target: Target, images: Path | None, prog
             folder.rmdir()
 
 
-def prove(model: Path, checkpoint: Checkpoint, network: nn.Module, real: list[EncodedImage]) -> Parity:
-    """Parity of an ONNX file with the checkpoint on real images, a colour chart and noise.
+def _prove(
+    checkpoint: Checkpoint, plan: Plan, evidence: Evidence, scratch: Path, progress: Progress
+) -> tuple[Path, Findings]:
+    """The graph at the precision that was asked for, and what was found out about it on the way.
 
-    Raises:
-        ExportError: they differ.
+    The float32 graph is proved first, whatever the precision: what a reduction costs is then the reduction's alone.
     """
-    recipe = checkpoint.preprocessing
-    seen = np.stack([to_pixels(image, recipe) for image in [colour_chart(), *real][: IMAGES // 2]])
-    pixels = np.concatenate([seen, noise(IMAGES - len(seen), recipe.crop)])
-    return judge(model, reference_logits(network, recipe, pixels), pixels)
+    network, recipe = checkpoint.build(), checkpoint.preprocessing
+    expected = reference_logits(network, recipe, evidence.verdict)
+    progress(f"exporting {checkpoint.architecture.name} to ONNX, opset {OPSET}")
+    float32 = scratch / "float32.onnx"
+    onnx.save(export(served_form(network, recipe, checkpoint.in_channels, plan.precision), recipe.crop), float32)
+    progress("comparing onnxruntime with torch")
+    parity = judge(float32, expected, evidence.verdict)
+    graph, quantisation = reduce(float32, plan, evidence, scratch, progress)
+    standard = standard_of(plan.precision, plan.min_agreement)
+    if plan.precision != "fp32":
+        progress(f"comparing {plan.precision} with torch in float32")
+        parity = judge(graph, expected, evidence.verdict, standard)
+    accuracy = None if plan.precision != "fp32" else checkpoint.accuracy
+    if evidence.labelled:
+        accuracy = evaluate(graph, evidence.labelled, recipe)
+        if plan.precision != "fp32":
+            before = evaluate(float32, evidence.labelled, recipe)
+            accuracy = accuracy.model_copy(update={"float32_top1": before.top1})
+    progress("recording golden images")
+    golden, pixels, logits = golden_images(evidence.real, network, recipe)
+    stated = max(parity.tolerance, compare(graph, logits, pixels, standard).tolerance)
+    return graph, Findings(
+        precision=plan.precision,
+        parity=parity.model_copy(update={"tolerance": stated}),
+        accuracy=accuracy,
+        quantisation=quantisation,
+        golden=golden,
+    )
 
 
 def _check_name(name: str) -> None:
     if not name or name.startswith(".") or "/" in name or name != name.strip():
         raise ExportError(f"{name!r} cannot be a model's name: it becomes a folder and part of a URL")
-
-
-def _card(checkpoint: Checkpoint, network: nn.Module, name: str, parity: Parity, real: list[EncodedImage]) -> ModelCard:
-    crop = checkpoint.preprocessing.crop
-    return ModelCard(
-        name=name,
-        architecture=checkpoint.architecture.name,
-        input=InputSpec(height=crop, width=crop),
-        preprocessing=checkpoint.preprocessing,
-        labels=checkpoint.labels,
-        precision="fp32",
-        source=checkpoint.source,
-        export=ExportRecord(
-            versions={library: version(library) for library in LIBRARIES},
-            opset=OPSET,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
-        parity=parity,
-        accuracy=checkpoint.accuracy,
-        golden=tuple(_golden(image, checkpoint, network) for image in _golden_images(real)),
-    )
-
-
-def _golden_images(real: list[EncodedImage]) -> list[EncodedImage]:
-    small = [image for image in [*real, *shipped_images()] if len(image.encoded) <= MAX_GOLDEN_BYTES]
-    return [colour_chart(), *small[: GOLDEN_IMAGES - 1]]
-
-
-def _golden(image: EncodedImage, checkpoint: Checkpoint, network: nn.Module) -> Golden:
-    pixels = to_pixels(image, checkpoint.preprocessing)
-    logits = reference_logits(network, checkpoint.preprocessing, pixels[np.newaxis])[0]
-    return Golden(
-        media_type=image.media_type,
-        image_base64=base64.b64encode(image.encoded).decode("ascii"),
-        pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
-        logits=tuple(float(each) for each in logits),
-    )
-
-
-def _write(model: onnx.ModelProto, card: ModelCard, path: Path) -> None:
-    """Write the finished file and replay it as a server would, so that what is published is known to be accepted."""
-    onnx.helper.set_model_props(model, {CARD_PROPERTY: card.model_dump_json()})
-    onnx.save(model, path)
-    try:
-        replay(open_onnx(path, "cpu", threads=1), card)
-    except GoldenMismatch as error:
-        raise ExportError(f"the finished file fails its own golden images: {error}") from error
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _publish(staging: Path, folder: Path, wanted: int | None) -> Path:

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from sklearn import datasets, model_selection
 from torch import Tensor
 
 DIGIT_LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = "digits"
 DIGITS_SIZE = 32
 HELD_OUT = 0.2
 SPLIT_SEED = 0
@@ -38,6 +40,25 @@ def load_digits() -> Digits:
         scans, digits.target, test_size=HELD_OUT, stratify=digits.target, random_state=SPLIT_SEED
     )
     return Digits(train_scans, train_targets, test_scans, test_targets)
+
+
+def write_digits(folder: Path) -> tuple[Path, Path]:
+    """The scans as PNG files, `<part>/<class index>/<number>.png`: the folders of the training part and the held-out.
+
+    Every other training scan is inverted, as half of the images were in training.
+    """
+    digits = load_digits()
+    training, held_out = folder / "digits, training 80 %", folder / "digits, held-out 20 %"
+    for part, scans, targets in (
+        (training, digits.train_scans, digits.train_targets),
+        (held_out, digits.test_scans, digits.test_targets),
+    ):
+        for number, (scan, target) in enumerate(zip(scans, targets, strict=True)):
+            path = part / str(target) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            inverted = part == training and number % 2
+            Image.fromarray(255 - scan if inverted else scan).save(path)
+    return training, held_out
 
 
 def enlarge(scans: NDArray[np.uint8], enlargement: Image.Resampling) -> Tensor:

@@ -31,16 +31,15 @@ class PooledClassifier(Protocol):
     def classify(self, features: Tensor) -> Tensor: ...
 
 
-class ServedNetwork(nn.Module):
-    """A network with its normalisation: uint8 `[N, H, W, 3]` -> logits `[N, classes]`, and features where there are."""
+class Normalisation(nn.Module):
+    """uint8 pixels `[N, H, W, 3]` -> the network's input `[N, in_channels, H, W]`, float32."""
 
     scale: Tensor
     shift: Tensor
     luma: Tensor
 
-    def __init__(self, network: nn.Module, recipe: Preprocessing, in_channels: int) -> None:
+    def __init__(self, recipe: Preprocessing, in_channels: int) -> None:
         super().__init__()
-        self.network = network
         self.grey = in_channels == 1
         std = torch.tensor(recipe.std[:in_channels], dtype=torch.float64)
         mean = torch.tensor(recipe.mean[:in_channels], dtype=torch.float64)
@@ -48,12 +47,25 @@ class ServedNetwork(nn.Module):
         self.register_buffer("shift", (-mean / std).float().reshape(1, -1, 1, 1))
         self.register_buffer("luma", torch.tensor(LUMA).reshape(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """(x / 255 - mean) / std as one multiplication and one addition, then the network."""
+    def forward(self, images: Tensor) -> Tensor:
+        """(x / 255 - mean) / std as one multiplication and one addition."""
         x = images.permute(0, 3, 1, 2).float()  # (N, 3, H, W) in [0, 255]
         if self.grey:
             x = torch.floor(((x * self.luma).sum(dim=1, keepdim=True) + 32768) / 65536)  # (N, 1, H, W)
-        x = x * self.scale + self.shift
+        return x * self.scale + self.shift
+
+
+class ServedNetwork(nn.Module):
+    """A network with its normalisation: uint8 `[N, H, W, 3]` -> logits `[N, classes]`, and features where there are."""
+
+    def __init__(self, normalisation: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.normalisation = normalisation
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise, then classify."""
+        x = self.normalisation(images)
         if isinstance(self.network, PooledClassifier):
             features = self.network.features(x)
             return self.network.classify(features), features
@@ -61,21 +73,25 @@ class ServedNetwork(nn.Module):
         return logits
 
 
-def export(network: nn.Module, recipe: Preprocessing, in_channels: int = 3) -> onnx.ModelProto:
-    """The ONNX graph of a network in evaluation mode, with a dynamic batch, checked.
+def served(network: nn.Module, recipe: Preprocessing, in_channels: int = 3) -> ServedNetwork:
+    """A network with its normalisation, as trained."""
+    return ServedNetwork(Normalisation(recipe, in_channels), network)
+
+
+def export(model: ServedNetwork, size: int) -> onnx.ModelProto:
+    """The ONNX graph of a served network in evaluation mode, for images of `size` pixels a side, checked.
 
     Raises:
         ExportError: the exporter wrote another opset or a fixed batch, or the checker refuses the graph.
     """
-    served = ServedNetwork(network, recipe, in_channels).eval()
-    outputs = [LOGITS_NAME, FEATURES_NAME] if isinstance(network, PooledClassifier) else [LOGITS_NAME]
-    example = torch.zeros(TRACED_BATCH, recipe.crop, recipe.crop, 3, dtype=torch.uint8)
+    outputs = [LOGITS_NAME, FEATURES_NAME] if isinstance(model.network, PooledClassifier) else [LOGITS_NAME]
+    example = torch.zeros(TRACED_BATCH, size, size, 3, dtype=torch.uint8)
     # The exporter's own deprecations and its missing optional packages are not for the person at the command line.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            served,
+            model.eval(),
             (example,),
             dynamo=True,
             verbose=False,
@@ -86,9 +102,8 @@ def export(network: nn.Module, recipe: Preprocessing, in_channels: int = 3) -> o
         )
     if program is None:
         raise ExportError("the exporter gave no graph: report this with the architecture's name")
-    model = program.model_proto
-    check_graph(model)
-    return model
+    check_graph(program.model_proto)
+    return program.model_proto
 
 
 def check_graph(model: onnx.ModelProto) -> None:

@@ -1,9 +1,11 @@
 """The images that parity and golden replay are judged on: real ones, a colour chart, and noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +18,10 @@ from service.image import preprocess
 
 MEDIA_TYPES: dict[str, MediaType] = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 MAX_PIXELS = 2**28
-MAX_REAL = 16
 NOISE_SEED = 0
+MAX_SHIPPED = 100
 Pixels = NDArray[np.uint8]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,41 @@ class EncodedImage:
 
 def shipped_images() -> list[EncodedImage]:
     """The held-out digits that ship in the package, PNG and JPEG in turn."""
-    return _read_all(Path(str(files("model_export") / "builtin" / "digits" / "samples")))
+    return images_in(Path(str(files("model_export") / "builtin" / "digits" / "samples")), most=MAX_SHIPPED)
 
 
-def images_in(folder: Path) -> list[EncodedImage]:
-    """Up to MAX_REAL PNG and JPEG files of a folder, by name.
+def images_in(folder: Path, most: int) -> list[EncodedImage]:
+    """Up to `most` PNG and JPEG files of a folder and the folders in it, evenly spread over their sorted paths.
 
     Raises:
         ExportError: there is none.
     """
-    images = _read_all(folder)[:MAX_REAL]
-    if not images:
+    return [read_image(path) for path in spread(image_files(folder), most)]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The PNG and JPEG files of a folder and the folders in it, sorted.
+
+    Raises:
+        ExportError: there is none.
+    """
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is not a folder of images")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA_TYPES and path.is_file())
+    if not found:
         raise ExportError(f"there is no PNG or JPEG file in {folder}")
-    return images
+    return found
+
+
+def read_image(path: Path) -> EncodedImage:
+    """A PNG or JPEG file."""
+    return EncodedImage(MEDIA_TYPES[path.suffix.lower()], path.read_bytes(), str(path))
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """Up to `most` of the items, evenly spaced: a sorted folder has its classes one after the other."""
+    step = max(1.0, len(items) / most)
+    return [items[int(position * step)] for position in range(min(most, len(items)))]
 
 
 def colour_chart() -> EncodedImage:
@@ -71,13 +96,3 @@ def to_pixels(image: EncodedImage, recipe: Preprocessing) -> Pixels:
 def noise(count: int, size: int) -> Pixels:
     """Random pixels, uint8 `[count, size, size, 3]`, the same each time."""
     return np.random.default_rng(NOISE_SEED).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-def _read_all(folder: Path) -> list[EncodedImage]:
-    if not folder.is_dir():
-        raise ExportError(f"{folder} is not a folder of images")
-    return [
-        EncodedImage(MEDIA_TYPES[path.suffix.lower()], path.read_bytes(), path.name)
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in MEDIA_TYPES
-    ]

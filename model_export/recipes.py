@@ -66,6 +66,7 @@ class Said:
     labels: tuple[str, ...] | None = None
     accuracy: Accuracy | None = None
     stride_on_1x1: bool | None = None
+    data: str | None = None
 
 
 def imagenet_labels() -> tuple[str, ...]:
@@ -85,7 +86,8 @@ def what_it_says(contents: Contents, *, recipe_needed: bool) -> Said:
     """
     if contents.description:
         own = contents.description
-        return Said("resnet-service", own.architecture, own.preprocessing, own.labels, own.accuracy)
+        data = own.recipe.get("data")
+        return Said("resnet-service", own.architecture, own.preprocessing, own.labels, own.accuracy, data=data)
     if contents.sha256[:8] in TORCHVISION:
         architecture, weights, preset = TORCHVISION[contents.sha256[:8]]
         contents.notes.append(f"known by its sha256: torchvision {architecture} {weights}")

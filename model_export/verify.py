@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
 from model_export.checkpoints import Given, read_checkpoint
-from model_export.convert import prove
 from model_export.errors import ExportError
-from model_export.images import images_in, shipped_images
+from model_export.evidence import MAX_VERDICT, parity_pixels
+from model_export.images import EncodedImage, Pixels, images_in, shipped_images, to_pixels
+from model_export.parity import Standard, judge, reference_logits
 from service.artifact import ArtifactError, ModelCard, Parity, read_card
+from service.seal import changed_parts
 
 
 def card_of(model: Path) -> ModelCard:
@@ -31,14 +34,16 @@ def card_of(model: Path) -> ModelCard:
 
 
 def verify(model: Path, source: str, images: Path | None, *, ema: bool) -> Parity:
-    """Compare an artifact with its checkpoint, on the given images or the shipped ones.
+    """Compare an artifact with its checkpoint, on the given images or on those it was published with.
 
-    The card says what the checkpoint itself does not: architecture, labels, preprocessing.
+    The card says what the checkpoint itself does not: architecture, labels, preprocessing; and the tolerance.
 
     Raises:
         ExportError: they differ, or one of them cannot be read.
     """
     card = card_of(model)
+    if changed := changed_parts(card, model):
+        raise ExportError(f"{', '.join(changed)} of {model} differ from what was exported (sha256): convert it again")
     checkpoint = read_checkpoint(source, Given(card.architecture, card.labels, card.preprocessing, ema))
     overridden = card.source.overridden if card.source else ()
     for what, own, written in (
@@ -47,4 +52,25 @@ def verify(model: Path, source: str, images: Path | None, *, ema: bool) -> Parit
     ):
         if own is not None and own != written and what not in overridden:
             raise ExportError(f"the card's {what} are not those that {source} states: convert it again")
-    return prove(model, checkpoint, checkpoint.build(), images_in(images) if images else shipped_images())
+    pixels = _pixels(card, images)
+    return judge(
+        model, reference_logits(checkpoint.build(), card.preprocessing, pixels), pixels, _standard(card, images)
+    )
+
+
+def _pixels(card: ModelCard, images: Path | None) -> Pixels:
+    """The images to compare on; without any, below float32 the golden ones: it was not calibrated on strangers."""
+    recipe = card.preprocessing
+    if card.precision in ("fp32", "unknown"):
+        return parity_pixels(images_in(images, MAX_VERDICT) if images else shipped_images(), recipe, card.precision)
+    golden = [EncodedImage(each.media_type, each.encoded) for each in card.golden]
+    seen = images_in(images, MAX_VERDICT) if images else golden
+    return np.stack([to_pixels(image, recipe) for image in seen])
+
+
+def _standard(card: ModelCard, images: Path | None) -> Standard:
+    """The card's own promise; on a few golden images without a share of agreement, which needs many."""
+    if card.parity is None:
+        raise ExportError("the card has no parity record: it was not written by resnet-export")
+    asked = card.precision == "fp32" or images is not None
+    return Standard(card.parity.tolerance, card.parity.min_agreement if asked else 0.0)

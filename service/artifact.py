@@ -19,6 +19,8 @@ FEATURES_NAME = "features"
 MediaType = Literal["image/jpeg", "image/png"]
 Channels = tuple[float, float, float]
 PositiveInt = Annotated[int, Field(gt=0)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
+Precision = Literal["fp32", "fp16", "int8", "unknown"]
 
 
 class ArtifactError(Exception):
@@ -84,15 +86,19 @@ class ExportRecord(_Record):
 
 
 class Parity(_Record):
-    """The verdict of torch against onnxruntime at export.
+    """The verdict of float32 torch against onnxruntime at export, over `images` images and every one of `batch_sizes`.
 
-    `tolerance` is relative to the largest logit by magnitude, and absolute where that is below 1.
+    `tolerance` is relative to the largest logit by magnitude, and absolute where that is below 1. `top1_agreement` and
+    `min_agreement` (the least that was accepted) are shares of the images; `kl_divergence` is the mean over them of
+    KL(torch ‖ onnxruntime) of the softmax, in nats.
     """
 
     tolerance: float
     max_abs_diff: float
     max_rel_diff: float
+    kl_divergence: float
     top1_agreement: float
+    min_agreement: float
     batch_sizes: tuple[int, ...]
     images: int
 
@@ -102,11 +108,65 @@ class Parity(_Record):
 
 
 class Accuracy(_Record):
-    """Measured top-1 accuracy in [0, 1] and the data it was measured on."""
+    """Measured top-1 accuracy in [0, 1] and the data it was measured on.
+
+    `float32_top1` is what the float32 graph of the same checkpoint reaches on the same images, where that was measured.
+    """
 
     data: str
     images: int
     top1: float
+    float32_top1: float | None = None
+
+
+class CalibrationTrial(_Record):
+    """One calibration method on the calibration images: agreement with float32, and mean KL divergence in nats."""
+
+    method: Literal["minmax", "entropy", "percentile"]
+    top1_agreement: float
+    kl_divergence: float
+
+
+class LayerError(_Record):
+    """How far a layer's output is from float32's: signal to quantisation noise in dB, over a few verdict images."""
+
+    layer: str
+    sqnr_db: float
+
+
+class Quantisation(_Record):
+    """How a graph came to be int8: for which runtime, by which calibration, and what it cost layer by layer."""
+
+    target: Literal["cpu", "tensorrt"]
+    method: Literal["minmax", "entropy", "percentile"]
+    images: int
+    trials: tuple[CalibrationTrial, ...]
+    layers: tuple[LayerError, ...]
+
+
+class StoredTensor(_Record):
+    """Little-endian float32 values inside the artifact's own file, from byte `offset` on, in row-major order."""
+
+    offset: NotNegativeInt
+    shape: tuple[PositiveInt, ...]
+
+
+class HeadRecord(_Record):
+    """The last layer after global average pooling: weight `[classes, channels]`, bias `[classes]`."""
+
+    weight: StoredTensor
+    bias: StoredTensor
+
+
+class Seal(_Record):
+    """SHA-256 digests of the artifact's parts, by which a changed byte is found and named.
+
+    The graph with its weights is the first `graph_bytes` bytes of the file; `card` has a digest for each field.
+    """
+
+    graph_bytes: PositiveInt
+    graph_sha256: str
+    card: dict[str, str]
 
 
 class Golden(_Record):
@@ -123,7 +183,10 @@ class Golden(_Record):
 
 
 class ModelCard(_Record):
-    """All that is known of a model. `source`, `export`, `parity` are null for a plain ONNX file without a card."""
+    """All that is known of a model. `source`, `export`, `parity`, `seal` are null for a plain file without a card.
+
+    `head` is null where the architecture does not end in global average pooling, `quantisation` where it is not int8.
+    """
 
     schema_version: Literal[1] = 1
     name: str
@@ -131,12 +194,15 @@ class ModelCard(_Record):
     input: InputSpec
     preprocessing: Preprocessing
     labels: tuple[str, ...] = Field(min_length=1)
-    precision: Literal["fp32", "fp16", "int8", "unknown"]
+    precision: Precision
     source: Source | None = None
     export: ExportRecord | None = None
     parity: Parity | None = None
     accuracy: Accuracy | None = None
+    quantisation: Quantisation | None = None
+    head: HeadRecord | None = None
     golden: tuple[Golden, ...] = ()
+    seal: Seal | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -150,8 +216,8 @@ class ModelCard(_Record):
         return self
 
     def summary(self) -> dict[str, Any]:
-        """The card as JSON values, with the number of golden images in place of their bytes."""
-        return self.model_dump(mode="json", exclude={"golden"}) | {"golden": len(self.golden)}
+        """The card as JSON values, with the number of golden images in place of their bytes, and without the seal."""
+        return self.model_dump(mode="json", exclude={"golden", "head", "seal"}) | {"golden": len(self.golden)}
 
 
 def read_card(metadata: Mapping[str, str]) -> ModelCard | None:

@@ -11,9 +11,9 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.errors import (
     DeadlineExceeded,
@@ -24,12 +24,18 @@ from service.errors import (
     ServiceError,
 )
 from service.metrics import Metrics
-from service.tickets import Logits, Ticket
+from service.runtime import Outputs
+from service.tickets import Explained, Logits, Pixels, Ticket
 
 log = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8]
 Outcome = Logits | Exception
+
+
+class Run(Protocol):
+    """Maps uint8 pixels `[n, H, W, 3]` to float32 logits `[n, classes]`, and to features where they are asked for."""
+
+    def __call__(self, images: Pixels, *, features: bool = False) -> Outputs: ...
 
 
 class Batcher:
@@ -38,13 +44,13 @@ class Batcher:
     def __init__(
         self,
         name: str,
-        run: Callable[[Pixels], Logits],
+        run: Run,
         *,
         max_batch: int,
         max_queue: int,
         metrics: Metrics,
     ) -> None:
-        """`run` maps uint8 pixels `[n, H, W, 3]` to float32 logits `[n, classes]`; only the device thread calls it."""
+        """Only the device thread calls `run`."""
         self._run = run
         self._max_batch = max_batch
         self._max_queue = max_queue
@@ -77,8 +83,13 @@ class Batcher:
         """Images on the device now."""
         return self._running
 
-    def reserve(self, deadline: float, images: int = 1) -> list[Ticket]:
+    def reserve(self, deadline: float, images: int = 1, *, explained: bool = False) -> list[Ticket]:
         """Places for `images`, all or none, on the event loop; each ticket must then be enqueued or rejected.
+
+        Args:
+            deadline: in seconds of `time.monotonic()`.
+            images: how many places.
+            explained: keep what an explanation needs; only for a model that has features.
 
         Raises:
             Overloaded: the queue has no room for all of them, or is longer than the deadline allows.
@@ -90,7 +101,7 @@ class Batcher:
             if self._waiting + images > self._max_queue or wait > deadline - time.monotonic():
                 raise Overloaded(retry_after=max(1, math.ceil(wait)))
             self._waiting += images
-        return [self._ticket(deadline) for _ in range(images)]
+        return [self._ticket(deadline, Explained() if explained else None) for _ in range(images)]
 
     def refuse_when_full(self) -> None:
         """Raise what `reserve` would for one image, before its body is even read."""
@@ -102,6 +113,8 @@ class Batcher:
     def enqueue(self, ticket: Ticket, pixels: Pixels) -> None:
         """Queue a reserved image for the device. Any thread may call it."""
         ticket.queued_at = time.monotonic()
+        if ticket.explained:
+            ticket.explained.pixels = pixels
         with self._changed:
             if ticket.abandoned or not ticket.waiting:
                 return
@@ -116,8 +129,8 @@ class Batcher:
         self._leave(ticket)
         self._resolve([(ticket, error)])
 
-    def _ticket(self, deadline: float) -> Ticket:
-        ticket = Ticket(deadline, self._loop.create_future())
+    def _ticket(self, deadline: float, explained: Explained | None) -> Ticket:
+        ticket = Ticket(deadline, self._loop.create_future(), explained=explained)
         ticket.future.add_done_callback(lambda _: self._leave(ticket))
         return ticket
 
@@ -189,7 +202,7 @@ class Batcher:
         started = time.monotonic()
         outcomes: list[Outcome]
         try:
-            outcomes = list(_one_row_each(self._run(np.stack(list(batch.values()))), len(tickets)))
+            outcomes = list(self._outputs_of(batch))
         except Exception as error:  # the backend may raise anything; its batch gets an answer, the next a fresh start
             outcomes = [InternalError.because(error) for _ in tickets]
         except BaseException:
@@ -198,6 +211,17 @@ class Batcher:
         self._running = 0
         self._record(tickets, started, time.monotonic())
         self._resolve(list(zip(tickets, outcomes, strict=True)))
+
+    def _outputs_of(self, batch: dict[Ticket, Pixels]) -> Logits:
+        """One run: the logits, a row for each ticket, and the features for the tickets that are to be explained."""
+        wanted = any(ticket.explained for ticket in batch)
+        outputs = self._run(np.stack(list(batch.values())), features=wanted)
+        logits = _one_row_each(outputs.logits, len(batch))
+        if outputs.features is not None:
+            for ticket, features in zip(batch, outputs.features, strict=True):
+                if ticket.explained:
+                    ticket.explained.features = features.copy()  # a view would keep the whole batch's in memory
+        return logits
 
     def _record(self, tickets: list[Ticket], started: float, finished: float) -> None:
         seconds = finished - started

@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 
 from service.artifact import Golden, ModelCard
+from service.cam import Head
 from service.errors import ServiceError
 from service.image import preprocess
 from service.runtime import Backend
@@ -21,23 +22,27 @@ class GoldenMismatch(Exception):
     """The model does not answer as it did in torch. The message names the stage that differs: pixels or logits."""
 
 
-def replay(backend: Backend, card: ModelCard) -> float | None:
+def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float | None:
     """Run a card's golden images; the largest absolute difference of a logit, or None for a card without any.
 
     Raises:
         GoldenMismatch: other pixels, or logits further away than the tolerance.
+        ArtifactError: `head` is not what makes the logits out of the features.
     """
     if not card.golden or not card.parity:
         return None
     pixels = np.stack([_pixels(golden, position, card) for position, golden in enumerate(card.golden)])
     expected = np.array([golden.logits for golden in card.golden], dtype=np.float32)  # (n, classes)
-    difference = float(np.abs(backend.run(pixels) - expected).max())
+    outputs = backend.run(pixels, features=head is not None)
+    difference = float(np.abs(outputs.logits - expected).max())
     allowed = card.parity.allowed(expected)
     if not difference <= allowed:  # also true for NaN
         raise GoldenMismatch(
             f"golden logits differ by {difference:.3g}, more than {allowed:.3g}: "
             "the weights or the device do not compute what the trained model did"
         )
+    if head is not None and outputs.features is not None:
+        head.check(outputs.features, outputs.logits)
     return difference
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from service.artifact import ArtifactError, ModelCard, read_card
+from service.cam import Head, read_head
 from service.golden import GoldenMismatch, replay
 from service.lifecycle import LOADING
 from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config, refuse_normalisation
 from service.runtime import Backend, DeviceError, OpenBackend
+from service.seal import changed_parts
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class LoadedModel:
     card: ModelCard
     backend: Backend
     max_batch: int
+    head: Head | None
     golden_max_abs_diff: float | None
     seconds: float
 
@@ -87,23 +90,32 @@ def load(location: Location, open_backend: OpenBackend, max_batch: int, progress
     backend, card = _open(location, open_backend)
     _check_shapes(backend, card)
     progress("golden")
-    difference = replay(backend, card)
+    head = read_head(location.path, card.head)
+    difference = replay(backend, card, head)
     if difference is None:
         log.warning("%s has no golden images: nothing proves that it answers as it was trained", location)
     limit = backend.input.shape[0] or max_batch
     _warm_up(backend, card, limit, progress)
-    return LoadedModel(location, card, backend, limit, difference, time.monotonic() - started)
+    return LoadedModel(location, card, backend, limit, head, difference, time.monotonic() - started)
 
 
 def _open(location: Location, open_backend: OpenBackend) -> tuple[Backend, ModelCard]:
     backend = open_backend(location.path)
     card = read_card(backend.metadata)
     if card is not None:
+        _refuse_changes(location, card)
         return backend, card
     card = card_from_config(location.path.parent.parent / CONFIG_NAME, location.name)
     if backend.input.dtype == "tensor(uint8)":
         return backend, refuse_normalisation(card)
     return NormalisingBackend(backend, card.preprocessing), card
+
+
+def _refuse_changes(location: Location, card: ModelCard) -> None:
+    if changed := changed_parts(card, location.path):
+        raise ArtifactError(f"{', '.join(changed)} differ from what was exported (sha256): convert it again")
+    if card.seal is None:
+        log.warning("%s has no seal: a byte that was changed in it goes unnoticed", location)
 
 
 def _check_shapes(backend: Backend, card: ModelCard) -> None:
@@ -123,7 +135,8 @@ def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progre
     sizes = _powers_of_two(min(max_batch, CPU_WARMUP) if backend.device == "cpu" else max_batch)
     for done, size in enumerate(sizes, start=1):
         progress(f"warmup {done}/{len(sizes)}")
-        logits = backend.run(np.zeros((size, card.input.height, card.input.width, card.input.channels), dtype=np.uint8))
+        blank = np.zeros((size, card.input.height, card.input.width, card.input.channels), dtype=np.uint8)
+        logits = backend.run(blank).logits
         if logits.shape != (size, len(card.labels)):
             raise ArtifactError(
                 f"a batch of {size} gives logits {logits.shape} instead of ({size}, {len(card.labels)})"

@@ -15,21 +15,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.answer import Prediction, top_predictions
+from service.cam import Explanation, Head, explain
+from service.deadlines import before
 from service.errors import ClientClosed, DeadlineExceeded, InternalError, ServiceError
 from service.image import preprocess
 from service.metrics import Metrics
 from service.repository import ServedModel
-from service.tickets import Stages, Ticket
+from service.tickets import Logits, Stages, Ticket
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be explained: by which head, and for which class; the most probable one when None."""
+
+    head: Head
+    index: int | None
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a caller asked of a model: how many labels, until when, and how to notice that it hung up."""
+    """What a caller asked of a model: how many labels, until when, how to notice that it hung up, and whether why."""
 
     model: ServedModel
     top_k: int
     deadline: float
     disconnected: Callable[[], Awaitable[None]]
+    why: Question | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class Answer:
 
     predictions: list[Prediction]
     stages: Stages
+    explanation: Explanation | None = None
 
 
 class Pipeline:
@@ -69,7 +81,7 @@ class Pipeline:
         return results
 
     def _admit(self, images: Sequence[bytes], order: Order) -> list[Ticket]:
-        tickets = order.model.batcher.reserve(order.deadline, len(images))
+        tickets = order.model.batcher.reserve(order.deadline, len(images), explained=order.why is not None)
         for encoded, ticket in zip(images, tickets, strict=True):
             self._pool.submit(self._decode, encoded, ticket, order.model)
         return tickets
@@ -78,7 +90,22 @@ class Pipeline:
         logits = await ticket.logits()  # (classes,) float32
         predictions = top_predictions(logits, order.model.card.labels, order.top_k)
         self._metrics.predicted(order.model.name, predictions[0]["label"], predictions[0]["probability"])
-        return Answer(predictions, ticket.stages)
+        return Answer(predictions, ticket.stages, await self._explain(ticket, logits, order))
+
+    async def _explain(self, ticket: Ticket, logits: Logits, order: Order) -> Explanation | None:
+        """The evidence that was asked for, on a pool thread: drawing the overlay takes milliseconds."""
+        if order.why is None or ticket.explained is None:
+            return None
+        pixels, features = ticket.explained.pixels, ticket.explained.features
+        if pixels is None or features is None:
+            raise InternalError from ValueError("the model gave no features to explain its answer with")
+        index = int(logits.argmax()) if order.why.index is None else order.why.index
+        label = order.model.card.labels[index]
+        loop = asyncio.get_running_loop()
+        async with before(order.deadline):
+            return await loop.run_in_executor(
+                self._pool, explain, order.why.head, index, label, pixels, features, logits
+            )
 
     async def _answer_or_error(self, ticket: Ticket, order: Order) -> Answer | ServiceError:
         try:

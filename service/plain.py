@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.artifact import ArtifactError, InputSpec, ModelCard, Preprocessing, first_problem
-from service.runtime import Array, Backend, TensorSpec
+from service.runtime import Array, Backend, Outputs, TensorSpec
 
 CONFIG_NAME = "config.json"
 
@@ -76,12 +75,12 @@ class NormalisingBackend:
             (shape[0], *shape[2:], 3) if self._channels_first else shape,
         )
 
-    def run(self, images: Array) -> NDArray[np.float32]:
-        """Logits of uint8 `[n, height, width, 3]`."""
+    def run(self, images: Array, *, features: bool = False) -> Outputs:
+        """Logits, and features, of uint8 `[n, height, width, 3]`."""
         normalised = images.astype(np.float32) * self._scale + self._shift  # (n, H, W, 3) float32
         if self._channels_first:
             normalised = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))  # (n, 3, H, W) float32
-        return self._inner.run(normalised)
+        return self._inner.run(normalised, features=features)
 
     def close(self) -> None:
         """Close the graph inside."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from service.artifact import ModelCard
 from service.batching import Batcher
+from service.cam import Head
 from service.errors import InvalidParameter, ModelUnavailable, Starting, UnknownModel
 from service.loading import LoadedModel, Location
 from service.metrics import Metrics
@@ -23,6 +24,7 @@ class ServedModel:
     version: int
     card: ModelCard
     device: str
+    head: Head | None
     golden_max_abs_diff: float | None
     batcher: Batcher
     backend: Backend
@@ -88,7 +90,7 @@ class Repository:
         self._metrics.loaded(name, version, model.seconds, model.golden_max_abs_diff)
         batcher.start(asyncio.get_running_loop(), on_death)
         self._served[name, version] = ServedModel(
-            name, version, card, model.backend.device, model.golden_max_abs_diff, batcher, model.backend
+            name, version, card, model.backend.device, model.head, model.golden_max_abs_diff, batcher, model.backend
         )
 
     def refuse(self, location: Location, reason: str) -> None:

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.artifact import LOGITS_NAME, ArtifactError
+from service.artifact import FEATURES_NAME, LOGITS_NAME, ArtifactError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,13 @@ class TensorSpec:
     shape: tuple[int | None, ...]
 
 
+class Outputs(NamedTuple):
+    """What a run gives: logits `[n, classes]`, and the last convolutional map `[n, channels, h, w]` if asked for."""
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32] | None = None
+
+
 class Backend(Protocol):
     """A loaded model on a device. One thread at a time may call `run`."""
 
@@ -42,8 +49,8 @@ class Backend(Protocol):
     input: TensorSpec
     output: TensorSpec
 
-    def run(self, images: Array) -> NDArray[np.float32]:
-        """Logits `[n, classes]` of a batch `[n, …]` in the input's dtype and layout."""
+    def run(self, images: Array, *, features: bool = False) -> Outputs:
+        """Logits of a batch `[n, …]` in the input's dtype and layout; `features` only of a model that has them."""
         ...
 
     def close(self) -> None:
@@ -55,7 +62,7 @@ OpenBackend = Callable[[Path], Backend]
 
 
 class OnnxBackend:
-    """An onnxruntime session on one device, with only the logits computed."""
+    """An onnxruntime session on one device; the features stay there unless they are asked for."""
 
     def __init__(self, session: ort.InferenceSession, device: str) -> None:
         self._session: ort.InferenceSession | None = session
@@ -64,12 +71,14 @@ class OnnxBackend:
         self.input = _spec(_only_input(session))
         self.output = _spec(_logits_output(session))
 
-    def run(self, images: Array) -> NDArray[np.float32]:
-        """Logits of a batch; see Backend."""
+    def run(self, images: Array, *, features: bool = False) -> Outputs:
+        """Logits, and features, of a batch; see Backend."""
         if self._session is None:
             raise RuntimeError("the backend is closed")
-        (logits,) = self._session.run([self.output.name], {self.input.name: images})
-        return np.asarray(logits, dtype=np.float32)
+        names = [self.output.name, FEATURES_NAME] if features else [self.output.name]
+        return Outputs(
+            *(np.asarray(each, dtype=np.float32) for each in self._session.run(names, {self.input.name: images}))
+        )
 
     def close(self) -> None:
         """Drop the session; onnxruntime frees its memory with the last reference."""

@@ -1,8 +1,8 @@
 """The JSON shapes of the HTTP interface (contract section 5), for validation and for the OpenAPI document."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_TIMEOUT_MS = 600_000
 
@@ -23,6 +23,21 @@ class ClassifyQuery(ModelQuery):
     timeout_ms: Annotated[int | None, Field(ge=1, le=MAX_TIMEOUT_MS, description="Deadline, in milliseconds.")] = None
 
 
+class ExplainQuery(ClassifyQuery):
+    """The query parameters of `/classify`; `class` is the index to explain, the most probable label when absent."""
+
+    explain: Annotated[
+        Literal["cam"] | None, Field(description="`cam`: the class activation map (Zhou et al. 2016).")
+    ] = None
+    class_: Annotated[int | None, Field(alias="class", ge=0, description="Index of the class to explain.")] = None
+
+    @model_validator(mode="after")
+    def _class_is_explained(self) -> Self:
+        if self.class_ is not None and self.explain is None:
+            raise ValueError("class goes with explain=cam")
+        return self
+
+
 class PredictionBody(BaseModel):
     """One label and its probability."""
 
@@ -31,12 +46,25 @@ class PredictionBody(BaseModel):
     probability: float
 
 
+class ExplanationBody(BaseModel):
+    """Where the evidence for a class lies: the mean of `map` (rows of the last feature map) plus `bias` is `logit`."""
+
+    method: Literal["cam"]
+    label: str
+    index: int
+    logit: float
+    bias: float
+    map: list[list[float]]
+    overlay: Annotated[str, Field(description="The map over the model's input, a PNG as data URI.")]
+
+
 class ClassifyBody(BaseModel):
-    """The answer for one image, best label first."""
+    """The answer for one image, best label first; `explanation` only where it was asked for."""
 
     model: str
     version: int
     predictions: list[PredictionBody]
+    explanation: ExplanationBody | None = None
 
 
 class ErrorBody(BaseModel):

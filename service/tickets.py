@@ -10,6 +10,8 @@ from service.deadlines import before
 from service.errors import ClientClosed
 
 Logits = NDArray[np.float32]
+Features = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(slots=True)
@@ -22,9 +24,22 @@ class Stages:
     finished_at: float = 0.0
 
 
+@dataclass(slots=True)
+class Explained:
+    """What an explanation needs beside the logits: pixels `[H, W, 3]` and features `[channels, h, w]` of the image.
+
+    Each is there once its stage is done, which is before the ticket's future is resolved.
+    """
+
+    pixels: Pixels | None = None
+    features: Features | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """A place in the queue, held from admission until the image's future is resolved.
+
+    `explained` is set for an image whose answer is to be explained; it then collects what that takes.
 
     `deadline` is in the seconds of `time.monotonic()`. The future belongs to the event loop; other threads only read
     whether it is done.
@@ -35,6 +50,7 @@ class Ticket:
     stages: Stages = field(default_factory=Stages)
     queued_at: float = 0.0
     waiting: bool = True
+    explained: "Explained | None" = None
 
     @property
     def abandoned(self) -> bool:

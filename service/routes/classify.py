@@ -1,6 +1,7 @@
 """`POST /classify` and `POST /classify/batch`."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -10,10 +11,11 @@ from service.body import FormLimits
 from service.deadlines import before
 from service.errors import InvalidParameter, ServiceError
 from service.exchange import exchange_of
-from service.pipeline import Answer, Order
+from service.pipeline import Answer, Order, Question
+from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service
 from service.routes.problems import log_failure
-from service.schemas import MANY_IMAGES, ONE_IMAGE, PROBLEMS, BatchBody, ClassifyBody, ClassifyQuery
+from service.schemas import MANY_IMAGES, ONE_IMAGE, PROBLEMS, BatchBody, ClassifyBody, ClassifyQuery, ExplainQuery
 from service.settings import Settings
 from service.tickets import Stages
 from service.uploads import read_image, read_images
@@ -24,15 +26,17 @@ DEFAULT_TOP_K = 5
 
 
 @router.post("/classify", response_model=ClassifyBody, openapi_extra=ONE_IMAGE)
-async def classify(request: Request, query: Annotated[ClassifyQuery, Query()], service: Service) -> JSONResponse:
+async def classify(request: Request, query: Annotated[ExplainQuery, Query()], service: Service) -> JSONResponse:
     """Classify one image: the body itself, or the part `file` of a form."""
     order = _order(request, query, service)
+    order = replace(order, why=_question(query, order.model))
     with service.intake.open() as share:
         async with before(_last_byte(request, order, service)):
             encoded = await read_image(request, _limits(service.settings), share)
         answer = await service.pipeline.classify(encoded, order)
     exchange_of(request).stages = answer.stages
-    return JSONResponse({"model": order.model.name, "version": order.model.version, "predictions": answer.predictions})
+    body = {"model": order.model.name, "version": order.model.version, "predictions": answer.predictions}
+    return JSONResponse(body | ({"explanation": answer.explanation} if answer.explanation else {}))
 
 
 @router.post("/classify/batch", response_model=BatchBody, openapi_extra=MANY_IMAGES)
@@ -71,6 +75,23 @@ def _order(request: Request, query: ClassifyQuery, service: Parts) -> Order:
         deadline=exchange.started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
         disconnected=_disconnect_of(request),
     )
+
+
+def _question(query: ExplainQuery, model: ServedModel) -> Question | None:
+    """What is to be explained; refuses what this model cannot explain."""
+    if query.explain is None:
+        return None
+    if model.head is None:
+        raise InvalidParameter(f"explain: {_unexplained(model)}, so its answers have no class activation map.")
+    if query.class_ is not None and query.class_ >= len(model.card.labels):
+        raise InvalidParameter(f"class: the model has {len(model.card.labels)} classes, counted from 0.")
+    return Question(model.head, query.class_)
+
+
+def _unexplained(model: ServedModel) -> str:
+    if model.card.source is None:
+        return "this model has no card that names its last layer"
+    return f"{model.card.architecture} does not end in global average pooling"
 
 
 def _last_byte(request: Request, order: Order, service: Parts) -> float:

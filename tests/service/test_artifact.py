@@ -57,6 +57,15 @@ def test_text_that_is_no_json_is_refused() -> None:
 
 
 def test_the_tolerance_grows_with_the_logits_but_not_below_one() -> None:
-    parity = Parity(tolerance=1e-4, max_abs_diff=0, max_rel_diff=0, top1_agreement=1, batch_sizes=(1,), images=1)
+    parity = Parity(
+        tolerance=1e-4,
+        max_abs_diff=0,
+        max_rel_diff=0,
+        kl_divergence=0,
+        top1_agreement=1,
+        min_agreement=1,
+        batch_sizes=(1,),
+        images=1,
+    )
     assert parity.allowed(np.array([0.1, -0.5], dtype=np.float32)) == pytest.approx(1e-4)
     assert parity.allowed(np.array([3, -50], dtype=np.float32)) == pytest.approx(5e-3)

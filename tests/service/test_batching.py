@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.batching import Batcher, Pixels
+from service.batching import Batcher
 from service.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -21,7 +21,8 @@ from service.errors import (
     ServiceError,
 )
 from service.metrics import Metrics
-from service.tickets import Logits, Ticket
+from service.runtime import Outputs
+from service.tickets import Logits, Pixels, Ticket
 from tests.backends import SIZE, ColourBackend, logits_of
 
 pytestmark = pytest.mark.anyio
@@ -292,7 +293,7 @@ async def test_a_model_that_does_not_answer_every_image_fails_its_batch_and_noth
     async with running() as rig:
         busy = await rig.occupy()
         callers = [rig.submit().logits() for _ in range(3)]
-        right, rig.batcher._run = rig.batcher._run, lambda images: logits_of(images)[:1]
+        right, rig.batcher._run = rig.batcher._run, lambda images, *, features=False: Outputs(logits_of(images)[:1])
         rig.backend.free.set()
         await busy
         assert [type(await error_of(each)) for each in callers] == [InternalError] * 3

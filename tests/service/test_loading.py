@@ -13,10 +13,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.artifact import CARD_PROPERTY, ArtifactError
+from service.artifact import CARD_PROPERTY, ArtifactError, ModelCard
 from service.golden import GoldenMismatch
 from service.loading import LoadedModel, Location, RepositoryError, discover, load
 from service.runtime import DeviceError, open_onnx
+from service.seal import seal
 
 open_cpu = partial(open_onnx, device="cpu", threads=1)
 
@@ -27,11 +28,18 @@ def load_file(path: Path, max_batch: int = 8) -> tuple[LoadedModel, list[str]]:
     return load(Location(path.parent.parent.name, version, path), open_cpu, max_batch, phases.append), phases
 
 
-def changed(model: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+def changed(
+    model: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], *, sealed_anew: bool = True
+) -> Path:
+    """A copy of an artifact with a change that its seal, made anew, vouches for; so the other checks must find it."""
     proto = onnx.load(model)
     change(proto)
     path = tmp_path / "digits" / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
+    if sealed_anew:
+        card = ModelCard.model_validate_json(proto.metadata_props.pop().value)
+        resealed = seal(card, proto.SerializeToString())
+        proto.metadata_props.add(key=CARD_PROPERTY, value=resealed.model_dump_json())
     onnx.save(proto, path)
     return path
 
@@ -181,7 +189,7 @@ def test_a_plain_classifier_is_served_with_its_config(
     loaded, _ = load_file(path)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
     expected = ((pixels / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 0.2]).mean(axis=(1, 2))
-    np.testing.assert_allclose(loaded.backend.run(pixels), expected, atol=1e-5)
+    np.testing.assert_allclose(loaded.backend.run(pixels).logits, expected, atol=1e-5)
     assert (loaded.max_batch, loaded.golden_max_abs_diff, loaded.card.precision) == (max_batch, None, "unknown")
 
 
