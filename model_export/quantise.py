@@ -38,7 +38,7 @@ _METHODS = {
 # The library's 128 bins leave entropy a single threshold to choose, the largest value.
 _OPTIONS: Mapping[str, dict[str, Any]] = {
     "minmax": {},
-    "entropy": {"num_bins": 1024, "num_quantized_bins": 128},
+    "entropy": {"num_bins": 512, "num_quantized_bins": 128},
     "percentile": {"num_bins": 2048, "percentile": 99.99},
 }
 

@@ -37,6 +37,19 @@ def digits_model(digits_models: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def digits_by_precision(digits_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model folder with the digits at each precision, under the precision's name."""
+    from model_export.cli import main
+
+    folders = {"fp32": digits_models}
+    for precision in ("fp16", "int8"):
+        folders[precision] = tmp_path_factory.mktemp(precision)
+        source = ["convert", "builtin:digits", "--name", "digits", "--precision", precision]
+        assert main([*source, "--out", str(folders[precision])]) == 0
+    return folders
+
+
+@pytest.fixture(scope="session")
 def samples() -> list[Path]:
     """The shipped held-out digits; a file's name is its label."""
     found = sorted(SAMPLES.iterdir())

@@ -1,0 +1,360 @@
+"""Reduced precision: what it is made of, what it costs, and that its price is measured on images it has not seen."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from PIL import Image
+from safetensors.torch import save_file
+
+from model_export.checkpoints import Given, read_checkpoint
+from model_export.cli import main
+from model_export.data import load_digits, write_digits
+from model_export.errors import ExportError
+from model_export.evaluate import labelled_images
+from model_export.evidence import Plan, gather
+from model_export.graph import export, served
+from model_export.half import to_half
+from model_export.images import image_files, noise
+from model_export.integer_form import integer_form
+from model_export.parity import FLOAT32, Standard, agreement, judge, kl_divergence, reference_logits
+from model_export.presets import PRESETS
+from model_export.verify import card_of
+from service.artifact import Preprocessing, Quantisation
+from tests.model_export.networks import trained_like
+
+SMALL = Preprocessing.model_validate(PRESETS["imagenet-v1"].model_dump() | {"resize": 72, "crop": 64})
+GREY = Preprocessing.model_validate(PRESETS["digits"].model_dump() | {"std": (0.3, 0.3, 0.3)})
+
+
+def artifact(folder: Path) -> Path:
+    return folder / "digits" / "1" / "model.onnx"
+
+
+def held_out_accuracy(model: Path) -> float:
+    """On the held-out scans, by plain onnxruntime and an enlargement of our own."""
+    digits = load_digits()
+    pixels = np.stack([np.asarray(Image.fromarray(scan).resize((32, 32), 2)) for scan in digits.test_scans])
+    images = np.repeat(pixels[..., np.newaxis], 3, axis=3)
+    (logits,) = onnxruntime.InferenceSession(model).run(["logits"], {"images": images})
+    return float((logits.argmax(axis=1) == digits.test_targets).mean())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_inputs_and_outputs_keep_their_types(precision: str, digits_by_precision: dict[str, Path]) -> None:
+    session = onnxruntime.InferenceSession(artifact(digits_by_precision[precision]))
+    (images,) = session.get_inputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["batch", 32, 32, 3])
+    assert {each.name: (each.type, each.shape) for each in session.get_outputs()} == {
+        "logits": ("tensor(float)", ["batch", 10]),
+        "features": ("tensor(float)", ["batch", 64, 8, 8]),
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_digits_lose_less_than_half_a_point(precision: str, digits_by_precision: dict[str, Path]) -> None:
+    before = held_out_accuracy(artifact(digits_by_precision["fp32"]))
+    after = held_out_accuracy(artifact(digits_by_precision[precision]))
+    assert before >= 0.985
+    assert after >= before - 0.005
+
+
+def test_the_int8_card_states_its_price(digits_by_precision: dict[str, Path]) -> None:
+    model = artifact(digits_by_precision["int8"])
+    card = card_of(model)
+    assert card.precision == "int8"
+    assert card.accuracy is not None
+    assert card.accuracy.images == 360
+    assert card.accuracy.top1 == pytest.approx(held_out_accuracy(model))
+    assert card.accuracy.float32_top1 == pytest.approx(held_out_accuracy(artifact(digits_by_precision["fp32"])))
+    assert card.parity is not None
+    assert (card.parity.images, card.parity.min_agreement) == (360, 0.99)
+    assert card.parity.top1_agreement >= 0.99
+    assert card.parity.tolerance >= 2 * card.parity.max_rel_diff
+    quantisation = card.quantisation
+    assert quantisation is not None
+    assert (quantisation.target, quantisation.images) == ("cpu", 256)
+    assert len(quantisation.layers) == 21
+    assert all(10 < each.sqnr_db < 80 for each in quantisation.layers)
+    assert quantisation.layers[0].layer == "conv1"
+
+
+def test_auto_tries_every_method_and_keeps_the_one_that_agrees_best(digits_by_precision: dict[str, Path]) -> None:
+    quantisation = card_of(artifact(digits_by_precision["int8"])).quantisation
+    assert quantisation is not None
+    assert {each.method for each in quantisation.trials} == {"minmax", "entropy", "percentile"}
+    assert len({each.kl_divergence for each in quantisation.trials}) == 3, "two methods gave one and the same graph"
+    best = max(quantisation.trials, key=lambda each: (each.top1_agreement, -each.kl_divergence))
+    assert quantisation.method == best.method
+
+
+def test_int8_is_uint8_by_int8_per_channel_and_the_head_stays_float(digits_by_precision: dict[str, Path]) -> None:
+    graph = onnx.load(artifact(digits_by_precision["int8"])).graph
+    stored = {each.name: each for each in graph.initializer}
+    weights = [each for each in stored.values() if len(each.dims) == 4]
+    assert len(weights) == 21
+    assert {each.data_type for each in weights} == {TensorProto.INT8}
+    scales = [numpy_helper.to_array(stored[f"{each.name.removesuffix('_quantized')}_scale"]) for each in weights]
+    assert all(scale.shape == (weight.dims[0],) for scale, weight in zip(scales, weights, strict=True))
+    zero_points = {stored[node.input[2]].data_type for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert zero_points == {TensorProto.UINT8}
+    assert stored["network.fc.weight"].data_type == TensorProto.FLOAT
+
+
+def test_all_of_the_network_runs_in_integers(digits_by_precision: dict[str, Path], tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(artifact(digits_by_precision["int8"]), options)
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert operators.count("QLinearConv") == 21
+    assert operators.count("QLinearAdd") == 9
+    assert not set(operators) & {"Conv", "Relu", "Pad", "Slice"}
+
+
+def test_the_tensorrt_form_is_symmetric(tmp_path: Path) -> None:
+    command = ["convert", "builtin:digits", "--name", "digits", "--out", str(tmp_path), "--precision", "int8"]
+    assert main([*command, "--int8-target", "tensorrt", "--calibration-method", "minmax"]) == 0
+    card = card_of(artifact(tmp_path))
+    assert card.quantisation is not None
+    assert (card.quantisation.target, card.quantisation.method) == ("tensorrt", "minmax")
+    assert len(card.quantisation.trials) == 1
+    graph = onnx.load(artifact(tmp_path)).graph
+    stored = {each.name: each for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert stored[node.input[2]].data_type == TensorProto.INT8
+            assert not numpy_helper.to_array(stored[node.input[2]]).any()
+    assert held_out_accuracy(artifact(tmp_path)) >= 0.98
+
+
+def test_float16_weights_are_half_and_the_normalisation_and_the_head_are_not(
+    digits_by_precision: dict[str, Path],
+) -> None:
+    model = artifact(digits_by_precision["fp16"])
+    types = {each.name: each.data_type for each in onnx.load(model).graph.initializer}
+    assert types["network.layer1.0.conv1.weight"] == TensorProto.FLOAT16
+    assert types["network.fc.weight"] == types["normalisation.scale"] == TensorProto.FLOAT
+    card = card_of(model)
+    assert card.parity is not None
+    assert (card.precision, card.parity.tolerance, card.accuracy) == ("fp16", 1e-2, None)
+    assert model.stat().st_size < 0.6 * artifact(digits_by_precision["fp32"]).stat().st_size
+
+
+# --- the same function in another form ---------------------------------------------------------------
+
+
+FORMS: dict[str, tuple[str, int, Preprocessing]] = {
+    "option A": ("resnet20", 3, PRESETS["cifar10"]),
+    "option C, grey": ("resnet20-c", 1, GREY),
+    "7×7 first": ("resnet18", 3, SMALL),
+}
+LARGE_FORMS: dict[str, tuple[str, int, Preprocessing]] = {
+    name: (name, 3, PRESETS["imagenet-v1"]) for name in ("plain34", "resnet50", "vgg19_bn")
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("form", LARGE_FORMS)
+def test_the_large_networks_compute_the_same_in_every_form(form: str, tmp_path: Path) -> None:
+    assert_every_form_computes_the_same(*LARGE_FORMS[form], tmp_path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_integer_form_and_float16_compute_the_same(form: str, tmp_path: Path) -> None:
+    assert_every_form_computes_the_same(*FORMS[form], tmp_path)
+
+
+def assert_every_form_computes_the_same(name: str, in_channels: int, recipe: Preprocessing, tmp_path: Path) -> None:
+    network = trained_like(name, 7, in_channels)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    pixels = noise(8, recipe.crop)
+    expected = reference_logits(network, recipe, pixels)
+    path = tmp_path / "model.onnx"
+    onnx.save(export(integer_form(network, recipe, in_channels), recipe.crop), path)
+    assert judge(path, expected, pixels, FLOAT32).max_rel_diff < 1e-5
+    onnx.save(to_half(export(served(network, recipe, in_channels), recipe.crop)), path)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    assert judge(path, expected, pixels, Standard(1e-2, 1.0)).max_rel_diff > 1e-6
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items()), "the original changed"
+
+
+# --- calibration, verdict and accuracy are on different images ----------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return write_digits(tmp_path / "scans")
+
+
+def test_calibration_images_under_other_names_take_no_part_in_the_verdict(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    training, held_out = folders
+    for path in image_files(training):
+        if path.stem.endswith("0"):
+            target = held_out / path.parent.name / f"copy-{path.name}"
+            shutil.copy(path, target)
+    plan = Plan(precision="int8", calibration=training)
+    evidence = gather(read_checkpoint("builtin:digits", Given()), plan, None, held_out, tmp_path)
+    assert evidence.calibration is not None
+    seen = {pixels.tobytes() for pixels in evidence.calibration}
+    assert len(seen) == 256
+    assert not seen & {pixels.tobytes() for pixels in evidence.verdict}
+    assert len(evidence.verdict) > 300
+
+
+def test_without_other_images_a_part_of_the_calibration_folder_is_kept_for_the_verdict(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plan = Plan(precision="int8", calibration=folders[1])
+    evidence = gather(read_checkpoint("builtin:digits", Given()), plan, None, None, tmp_path)
+    assert evidence.calibration is not None
+    assert (len(evidence.calibration), len(evidence.verdict)) == (256, 90)
+    assert not {each.tobytes() for each in evidence.calibration} & {each.tobytes() for each in evidence.verdict}
+
+
+@pytest.fixture
+def convert(tmp_path: Path) -> Callable[..., int]:
+    def run(*options: str) -> int:
+        source = tmp_path / "net.safetensors"
+        if not source.exists():
+            save_file(trained_like("resnet20", 10).state_dict(), source)
+        (tmp_path / "labels.txt").write_text("\n".join("abcdefghij"))
+        given = ["--preset", "cifar10", "--labels", str(tmp_path / "labels.txt"), "--out", str(tmp_path / "models")]
+        return main(["convert", str(source), "--name", "net", *given, *options])
+
+    return run
+
+
+def write_images(folder: Path, count: int, low: int, high: int, seed: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        blocks = Image.fromarray(rng.integers(low, high, (8, 8, 3), dtype=np.uint8))
+        blocks.resize((32, 32), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+    return folder
+
+
+def test_int8_that_disagrees_too_often_is_not_written(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Calibrated in the dark and judged in the light: the ranges are far too small."""
+    dark = write_images(tmp_path / "dark", 16, 126, 130, seed=0)
+    command = ["convert", "builtin:digits", "--name", "net", "--out", str(tmp_path / "models"), "--precision", "int8"]
+    options = ["--calibration", str(dark), "--evaluate", str(folders[1]), "--calibration-method", "minmax"]
+    assert main([*command, *options]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("resnet-export: parity failed")
+    assert "of 360 images where 99.0% is asked for" in error
+    assert not (tmp_path / "models" / "net").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--precision", "int8"], "int8 needs --calibration DIR"),
+        (["--precision", "int8", "--calibration", "{empty}"], "no PNG or JPEG"),
+        (["--precision", "int8", "--calibration", "{few}"], "too few"),
+        (["--precision", "int8", "--calibration", "/nowhere"], "/nowhere is not a folder"),
+        (["--evaluate", "{few}"], "has no folder for each class"),
+        (["--evaluate", "{strange}"], "strange/unknown is neither a label nor a class index"),
+    ],
+)
+def test_what_cannot_be_measured_says_why_in_one_line(
+    options: list[str], said: str, convert: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    write_images(tmp_path / "few", 5, 0, 256, seed=0)
+    write_images(tmp_path / "strange" / "unknown", 5, 0, 256, seed=0)
+    names = {name: str(tmp_path / name) for name in ("empty", "few", "strange")}
+    assert convert(*(option.format(**names) for option in options)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("resnet-export: ")
+    assert said in error
+
+
+def test_the_accuracy_on_a_labelled_folder_is_in_the_card(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    command = ["convert", "builtin:digits", "--name", "digits", "--out", str(tmp_path), "--evaluate", str(folders[1])]
+    assert main(command) == 0
+    accuracy = card_of(artifact(tmp_path)).accuracy
+    assert accuracy is not None
+    assert (accuracy.data, accuracy.images) == ("digits, held-out 20 %", 360)
+    assert accuracy.top1 == pytest.approx(held_out_accuracy(artifact(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (("cat", "dog"), ("dog", "cat", "eel"), [1, 0]),
+        (("0", "10", "2"), tuple("abcdefghijk"), [0, 10, 2]),
+        (("n01", "n02", "n03"), ("tench", "goldfish", "shark"), [0, 1, 2]),
+    ],
+    ids=["labels", "indices", "sorted names"],
+)
+def test_classes_are_found_by_label_by_index_or_by_order(
+    names: tuple[str, ...], labels: tuple[str, ...], expected: list[int], tmp_path: Path
+) -> None:
+    for name in names:
+        write_images(tmp_path / "set" / name, 1, 0, 256, seed=0)
+    found = labelled_images(tmp_path / "set", labels)
+    assert [target for _, target in found.files] == expected
+    assert found.name == "set"
+
+
+def test_a_set_with_fewer_classes_and_strange_names_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "set" / "n01", 1, 0, 256, seed=0)
+    with pytest.raises(ExportError, match="name each folder by its label"):
+        labelled_images(tmp_path / "set", ("tench", "goldfish"))
+
+
+# --- verification, and the figures themselves ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_verify_holds_an_artifact_to_the_tolerance_it_states(
+    precision: str, digits_by_precision: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = artifact(digits_by_precision[precision])
+    stated = card_of(model).parity
+    assert stated is not None
+    capsys.readouterr()
+    assert main(["verify", str(model), "--source", "builtin:digits"]) == 0
+    assert f"allowed, relative    {stated.tolerance:.3g}" in capsys.readouterr().out
+    _, held_out = write_digits(tmp_path)
+    assert main(["verify", str(model), "--source", "builtin:digits", "--images", str(held_out)]) == 0
+    assert "on 360 images" in capsys.readouterr().out
+    other = tmp_path / "other.safetensors"
+    save_file(trained_like("resnet20", 10).state_dict(), other)
+    assert main(["verify", str(model), "--source", str(other)]) == 1
+    assert "parity failed" in capsys.readouterr().err
+
+
+def test_verify_names_what_was_changed(digits_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(digits_model.read_bytes().replace(b'"seven"', b'"sevem"'))
+    assert main(["verify", str(path), "--source", "builtin:digits"]) == 1
+    assert "labels of" in capsys.readouterr().err
+
+
+def test_agreement_and_divergence_are_what_their_names_say() -> None:
+    expected = np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 2.0], [5.0, 5.00001]], dtype=np.float32)
+    got = np.array([[0.9, 0.0], [1.0, 0.0], [3.0, 2.5], [5.00001, 5.0]], dtype=np.float32)
+    assert agreement(expected, got) == 0.75  # the last pair is closer together than float32 tells apart
+    p, q = (torch.softmax(torch.from_numpy(each).double(), dim=1).numpy() for each in (expected, got))
+    assert kl_divergence(expected, got) == pytest.approx(float((p * np.log(p / q)).sum(axis=1).mean()))
+    assert kl_divergence(expected, expected) == 0
+
+
+def test_the_card_of_int8_survives_its_own_schema(digits_by_precision: dict[str, Path]) -> None:
+    quantisation = card_of(artifact(digits_by_precision["int8"])).quantisation
+    assert quantisation is not None
+    assert Quantisation.model_validate_json(quantisation.model_dump_json()) == quantisation
