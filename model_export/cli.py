@@ -79,6 +79,13 @@ def _verify(options: argparse.Namespace) -> None:
     _print_parity(verify(options.model, options.source, options.images, ema=options.ema))
 
 
+def _report(options: argparse.Namespace) -> None:
+    from model_export.report import write_report
+
+    write_report(options.model, options.out, _progress)
+    print(f"wrote {options.out}")
+
+
 def _inspect(options: argparse.Namespace) -> None:
     from model_export.verify import card_of
 
@@ -167,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_inspect(commands)
     _add_verify(commands)
+    _add_report(commands)
     _add_train(commands)
     _add_list(commands)
     _add_describe(commands)
@@ -193,7 +201,10 @@ def _add_convert(commands: "Commands") -> None:
         help="how int8's ranges are found; auto tries all and keeps the one that agrees best with float32 (auto)",
     )
     command.add_argument(
-        "--int8-target", choices=("cpu", "tensorrt"), default="cpu", help="what the int8 graph is made for (cpu)"
+        "--int8-target",
+        choices=("cpu", "cpu-avx2", "tensorrt"),
+        default="cpu",
+        help="what the int8 graph is made for: CPUs with VNNI, CPUs without (7-bit weights), or TensorRT (cpu)",
     )
     command.add_argument(
         "--min-agreement",
@@ -220,6 +231,13 @@ def _add_verify(commands: "Commands") -> None:
     command.add_argument("--source", required=True, help=SOURCES)
     command.add_argument("--ema", action="store_true", help="take the averaged weights that a trainer kept")
     command.add_argument("--images", type=Path, metavar="DIR", help="real images to compare on")
+
+
+def _add_report(commands: "Commands") -> None:
+    command = commands.add_parser("report", help="write a page about an artifact, with its speed on this machine")
+    command.set_defaults(run=_report)
+    command.add_argument("model", type=Path, metavar="MODEL.onnx")
+    command.add_argument("--out", required=True, type=Path, metavar="FILE.html", help="the page, in one file")
 
 
 def _add_train(commands: "Commands") -> None:

@@ -59,15 +59,25 @@ class Description:
         }
 
 
-def describe(architecture: Architecture) -> Description:
-    """Count an architecture for the classes of the paper's task, at its own input size."""
-    network = architecture.build_empty(architecture.classes).eval()
-    counts = _count(network, architecture.input_size)
+@dataclass(frozen=True)
+class Task:
+    """What a network is built for: classes, input pixels a side, and 3 (RGB) or 1 (grey) input channels."""
+
+    classes: int
+    input_size: int
+    in_channels: int = 3
+
+
+def describe(architecture: Architecture, task: Task | None = None) -> Description:
+    """Count an architecture for a task; the paper's, at the architecture's own input size, when absent."""
+    task = task or Task(architecture.classes, architecture.input_size)
+    network = architecture.build_empty(task.classes, task.in_channels).eval()
+    counts = _count(network, task)
     stages = [_stage(name, children, counts) for name, children in _stages(network)]
     return Description(
         name=architecture.name,
-        input_size=architecture.input_size,
-        classes=architecture.classes,
+        input_size=task.input_size,
+        classes=task.classes,
         stages=stages,
         weight_layers=sum(stage.weight_layers for stage in stages),
         parameters=sum(each.numel() for each in network.parameters()),
@@ -105,7 +115,7 @@ class _Count:
     multiply_adds: int
 
 
-def _count(network: nn.Module, input_size: int) -> dict[str, _Count]:
+def _count(network: nn.Module, task: Task) -> dict[str, _Count]:
     counts: dict[str, _Count] = {}
 
     def watch(name: str, module: nn.Module) -> Any:
@@ -116,7 +126,7 @@ def _count(network: nn.Module, input_size: int) -> dict[str, _Count]:
 
     hooks = [watch(name, module) for name, module in network.named_modules() if not list(module.children())]
     with torch.inference_mode():
-        network(torch.zeros(1, 3, input_size, input_size, device="meta"))
+        network(torch.zeros(1, task.in_channels, task.input_size, task.input_size, device="meta"))
     for hook in hooks:
         hook.remove()
     return counts

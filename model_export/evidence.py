@@ -49,7 +49,7 @@ class Plan:
     """
 
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    target: Literal["cpu", "tensorrt"] = "cpu"
+    target: Literal["cpu", "cpu-avx2", "tensorrt"] = "cpu"
     calibration: Path | None = None
     method: Literal["auto", "minmax", "entropy", "percentile"] = "auto"
     min_agreement: float = 0.99
@@ -79,18 +79,18 @@ def gather(checkpoint: Checkpoint, plan: Plan, images: Path | None, evaluate: Pa
         ExportError: a folder is missing, empty or not labelled, or int8 has nothing to calibrate on.
     """
     recipe = checkpoint.preprocessing
+    calibration = plan.calibration
     labelled = labelled_images(evaluate, checkpoint.labels) if evaluate else None
+    if checkpoint.said.data == DIGITS and plan.precision != "fp32":
+        training, held_out = write_digits(scratch)
+        calibration = calibration or training
+        labelled = labelled or labelled_images(held_out, checkpoint.labels)
     real = images_in(images, MAX_REAL) if images else shipped_images()
     if plan.precision != "int8":
         seen = [read_image(path) for path in spread(_paths(labelled), MAX_VERDICT)] or real
         return Evidence(real, parity_pixels(seen, recipe, plan.precision), None, labelled)
-    if checkpoint.said.data == DIGITS and plan.calibration is None:
-        calibration, held_out = write_digits(scratch)
-        labelled = labelled or labelled_images(held_out, checkpoint.labels)
-    elif plan.calibration is None:
+    if calibration is None:
         raise ExportError("int8 needs --calibration DIR: a few hundred images like those that the model will see")
-    else:
-        calibration = plan.calibration
     ranges, verdict = _split(image_files(calibration), _paths(labelled))
     if images is None:
         real = spread(verdict, MAX_REAL)

@@ -137,7 +137,7 @@ class LayerError(_Record):
 class Quantisation(_Record):
     """How a graph came to be int8: for which runtime, by which calibration, and what it cost layer by layer."""
 
-    target: Literal["cpu", "tensorrt"]
+    target: Literal["cpu", "cpu-avx2", "tensorrt"]
     method: Literal["minmax", "entropy", "percentile"]
     images: int
     trials: tuple[CalibrationTrial, ...]

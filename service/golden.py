@@ -39,11 +39,18 @@ def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float
     if not difference <= allowed:  # also true for NaN
         raise GoldenMismatch(
             f"golden logits differ by {difference:.3g}, more than {allowed:.3g}: "
-            "the weights or the device do not compute what the trained model did"
+            f"the weights or the device do not compute what the trained model did{_hint(card)}"
         )
     if head is not None and outputs.features is not None:
         head.check(outputs.features, outputs.logits)
     return difference
+
+
+def _hint(card: ModelCard) -> str:
+    # Without VNNI, x86 sums pairs of uint8 × int8 products in 16 bits, which 8-bit weights overflow.
+    if card.quantisation and card.quantisation.target == "cpu":
+        return "; on a CPU without VNNI, convert with --int8-target cpu-avx2"
+    return ""
 
 
 def _pixels(golden: Golden, position: int, card: ModelCard) -> np.ndarray:

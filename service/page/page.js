@@ -15,8 +15,17 @@ async function showModels() {
     element("option", { value: `model=${encodeURIComponent(each.name)}&version=${each.version}`,
                         textContent: `${each.name} version ${each.version}` })));
   find("served").textContent = ready.length
-    ? ready.map((each) => `${each.name}: ${each.card.architecture}, ${each.card.labels.length} classes, on ${each.device}`).join("; ")
+    ? ready.map((each) => `${each.name} version ${each.version}: ${each.card.architecture} in ${each.card.precision}, ${each.card.labels.length} classes, on ${each.device}`).join("; ")
     : "No model is ready yet; reload the page in a moment.";
+}
+
+function showEvidence(explanation) {
+  find("evidence").hidden = !explanation;
+  if (!explanation) return;
+  const { label, logit, bias, overlay } = explanation;
+  find("overlay").src = overlay;
+  find("overlay").alt = `Where the evidence for ${label} lies`;
+  find("explained").textContent = `evidence for ${label}: mean ${(logit - bias).toFixed(2)}, bias ${bias.toFixed(2)}, logit ${logit.toFixed(2)}`;
 }
 
 function showAnswer(file, answer, timing, path) {
@@ -31,12 +40,16 @@ function showAnswer(file, answer, timing, path) {
       element("span", { className: "probability", textContent: `${(probability * 100).toFixed(1)} %` }));
     return line;
   }));
+  showEvidence(answer.explanation);
   find("timing").textContent = timing.replaceAll(";dur=", " ").replaceAll(",", " ms,") + " ms";
   find("curl").textContent = `curl -F 'file=@${file.name.replaceAll("'", "'\\''")}' '${location.origin}${path}'`;
 }
 
+let chosen = null;
+
 async function classify(file) {
-  const path = `/classify?${find("model").value}`;
+  chosen = file;
+  const path = `/classify?${find("model").value}${find("explain").checked ? "&explain=cam" : ""}`;
   find("problem").textContent = "";
   try {
     const response = await fetch(path, { method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" } });
@@ -56,6 +69,9 @@ function take(files) {
   if (image) classify(image);
 }
 
+for (const id of ["explain", "model"]) {
+  find(id).addEventListener("change", () => { if (chosen) classify(chosen); });
+}
 find("image").addEventListener("change", (event) => take(event.target.files));
 document.addEventListener("paste", (event) => take(event.clipboardData.files));
 for (const kind of ["dragover", "dragleave", "drop"]) {

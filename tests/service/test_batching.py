@@ -328,7 +328,7 @@ async def test_what_cannot_be_answered_in_time_is_refused_at_once_with_an_honest
         assert refused.value.retry_after is not None
         # The device may or may not have taken the first of them, and a sleep is never shorter than asked for.
         assert math.ceil(9 * 0.2) <= refused.value.retry_after <= math.ceil(10 * took)
-        rig.batcher.reserve(far())
+        waiting += rig.batcher.reserve(far())
         for ticket in waiting:
             ticket.abandon()
             await error_of(ticket.logits())
