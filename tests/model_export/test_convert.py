@@ -377,6 +377,18 @@ def test_swapped_mean_and_std_fail_the_verdict(tmp_path: Path) -> None:
         judge(path, reference_logits(network, recipe, pixels), pixels)
 
 
+def test_a_batch_fixed_at_one_fails_the_verdict(digits_model: Path, tmp_path: Path) -> None:
+    model = onnx.load(digits_model)
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = 1
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    pixels = noise(32, 32)
+    expected = reference_logits(read_checkpoint("builtin:digits", Given()).build(), PRESETS["digits"], pixels)
+    with pytest.raises(ExportError, match="does not run at batch 2"):
+        judge(path, expected, pixels)
+
+
 def test_a_fixed_batch_or_another_opset_is_refused(digits_model: Path) -> None:
     fixed = onnx.load(digits_model)
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2

@@ -144,7 +144,9 @@ def test_float16_weights_are_half_and_the_normalisation_and_the_head_are_not(
     assert types["network.fc.weight"] == types["normalisation.scale"] == TensorProto.FLOAT
     card = card_of(model)
     assert card.parity is not None
-    assert (card.precision, card.parity.tolerance, card.accuracy) == ("fp16", 1e-2, None)
+    assert (card.precision, card.parity.tolerance, card.parity.images) == ("fp16", 1e-2, 361)
+    assert card.accuracy is not None
+    assert card.accuracy.top1 == pytest.approx(held_out_accuracy(model))
     assert model.stat().st_size < 0.6 * artifact(digits_by_precision["fp32"]).stat().st_size
 
 
