@@ -217,8 +217,11 @@ def test_calibration_images_under_other_names_take_no_part_in_the_verdict(
 def test_without_other_images_a_part_of_the_calibration_folder_is_kept_for_the_verdict(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
+    source = tmp_path / "net.safetensors"
+    save_file(trained_like("resnet20", 10).state_dict(), source)
+    checkpoint = read_checkpoint(str(source), Given(labels=tuple("abcdefghij"), preprocessing=PRESETS["digits"]))
     plan = Plan(precision="int8", calibration=folders[1])
-    evidence = gather(read_checkpoint("builtin:digits", Given()), plan, None, None, tmp_path)
+    evidence = gather(checkpoint, plan, None, None, tmp_path)
     assert evidence.calibration is not None
     assert (len(evidence.calibration), len(evidence.verdict)) == (256, 90)
     assert not {each.tobytes() for each in evidence.calibration} & {each.tobytes() for each in evidence.verdict}
