@@ -24,7 +24,7 @@ from service.metrics import Metrics
 from service.middleware import ExchangeMiddleware
 from service.pipeline import Pipeline
 from service.repository import Repository
-from service.routes import classify, health, models, page
+from service.routes import classify, health, inference_v2, models, page
 from service.routes.dependencies import Parts
 from service.routes.problems import on_http_error, on_invalid_request, on_service_error
 from service.runtime import DeviceError, OpenBackend, open_onnx
@@ -78,7 +78,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     app.state.parts = Parts(settings, lifecycle, metrics, repository, pipeline, Intake(settings.max_intake_bytes))
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ExchangeMiddleware, lifecycle=lifecycle, metrics=metrics)
-    for routes in (classify, models, health, page):
+    for routes in (classify, models, health, inference_v2, page):
         app.include_router(routes.router)
     app.mount("/page", page.assets)
     return app

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.runtime import Outputs
+from service.statistics import Statistics
 from service.tickets import Explained, Logits, Pixels, Ticket
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Batcher:
         self._metrics = metrics
         self._changed = threading.Condition()
         self._queue: dict[Ticket, Pixels] = {}
+        self.statistics = Statistics()
         self._waiting = 0
         self._running = 0
         self._seconds_per_image = 0.0
@@ -112,17 +114,22 @@ class Batcher:
 
     def enqueue(self, ticket: Ticket, pixels: Pixels) -> None:
         """Queue a reserved image for the device. Any thread may call it."""
-        ticket.queued_at = time.monotonic()
         if ticket.explained:
             ticket.explained.pixels = pixels
+        self.enqueue_all({ticket: pixels})
+
+    def enqueue_all(self, images: Mapping[Ticket, Pixels]) -> None:
+        """Queue reserved images together, so that no batch is formed of the first of them alone."""
+        now = time.monotonic()
         with self._changed:
-            if ticket.abandoned or not ticket.waiting:
-                return
-            if not self._dead:
-                self._queue[ticket] = pixels
-                self._changed.notify()
-                return
-        self.reject(ticket, ModelUnavailable())
+            for ticket, pixels in images.items():
+                ticket.queued_at = now
+                if not self._dead and ticket.waiting and not ticket.abandoned:
+                    self._queue[ticket] = pixels
+            self._changed.notify()
+            refused = [ticket for ticket in images if self._dead and ticket.waiting]
+        for ticket in refused:
+            self.reject(ticket, ModelUnavailable())
 
     def reject(self, ticket: Ticket, error: Exception) -> None:
         """Give a reserved place back and its caller the error. Any thread may call it."""
@@ -209,7 +216,7 @@ class Batcher:
             self._resolve([(ticket, ModelUnavailable()) for ticket in tickets])
             raise
         self._running = 0
-        self._record(tickets, started, time.monotonic())
+        self._record(tickets, started, time.monotonic(), failed=isinstance(outcomes[0], Exception))
         self._resolve(list(zip(tickets, outcomes, strict=True)))
 
     def _outputs_of(self, batch: dict[Ticket, Pixels]) -> Logits:
@@ -223,8 +230,9 @@ class Batcher:
                     ticket.explained.features = features.copy()  # a view would keep the whole batch's in memory
         return logits
 
-    def _record(self, tickets: list[Ticket], started: float, finished: float) -> None:
+    def _record(self, tickets: list[Ticket], started: float, finished: float, *, failed: bool) -> None:
         seconds = finished - started
+        self.statistics.ran([ticket.stages.queue for ticket in tickets], seconds, failed=failed)
         for ticket in tickets:
             ticket.stages.inference = seconds
             ticket.stages.finished_at = finished

@@ -51,6 +51,12 @@ class MalformedMultipart(ServiceError):
     detail = "The body is not valid multipart/form-data."
 
 
+class InvalidRequest(ServiceError):
+    """A request of the Open Inference Protocol that does not fit the protocol or the model."""
+
+    status, code = 400, "invalid_request"
+
+
 class UnknownModel(ServiceError):
     status, code = 404, "unknown_model"
 
@@ -65,6 +71,10 @@ class ImageTooLarge(ServiceError):
 
 class UnsupportedMediaType(ServiceError):
     status, code = 415, "unsupported_media_type"
+
+
+class UnsupportedContentEncoding(ServiceError):
+    status, code = 415, "unsupported_content_encoding"
 
 
 class InvalidParameter(ServiceError):
@@ -121,7 +131,7 @@ class DeadlineExceeded(ServiceError):
 
 
 ERRORS: tuple[type[ServiceError], ...] = (
-    UndecodableImage, EmptyBody, MalformedMultipart, UnknownModel, BodyTooLarge, ImageTooLarge,
-    UnsupportedMediaType, InvalidParameter, Overloaded, ClientClosed, InternalError, Starting, Draining,
-    ModelUnavailable, DeadlineExceeded,
+    UndecodableImage, EmptyBody, MalformedMultipart, InvalidRequest, UnknownModel, BodyTooLarge, ImageTooLarge,
+    UnsupportedMediaType, UnsupportedContentEncoding, InvalidParameter, Overloaded, ClientClosed, InternalError,
+    Starting, Draining, ModelUnavailable, DeadlineExceeded,
 )  # fmt: skip

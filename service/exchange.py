@@ -50,6 +50,11 @@ def request_id(sent: str | None) -> str:
     return sent if sent and _ACCEPTABLE_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
+def speaks_inference_protocol(path: str) -> bool:
+    """Whether answers on this path are the Open Inference Protocol's, errors included."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
 def exchange_of(request: Request) -> Exchange:
     """The exchange that the middleware opened for this request."""
     exchange: Exchange = request.state.exchange

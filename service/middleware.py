@@ -11,13 +11,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ClientClosed, Draining, InternalError, ServiceError
-from service.exchange import Exchange, request_id
+from service.exchange import Exchange, request_id, speaks_inference_protocol
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 
 log = logging.getLogger("service.request")
 
 CLASSIFICATION_PATHS = frozenset({"/classify", "/classify/batch"})
+
+
+def _classifies(path: str) -> bool:
+    return path in CLASSIFICATION_PATHS or (path.startswith("/v2/models/") and path.endswith("/infer"))
 
 
 class ExchangeMiddleware:
@@ -44,7 +48,7 @@ class ExchangeMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         except (Exception, asyncio.CancelledError) as error:
-            await self._answer_failure(error, exchange, send_with_headers)
+            await self._answer_failure(error, exchange, scope, send_with_headers)
         finally:
             self._record(scope, exchange)
 
@@ -57,7 +61,7 @@ class ExchangeMiddleware:
             # Keep-alive connections must end while the listener is still open, or a request is lost on each.
             headers["connection"] = "close"
 
-    async def _answer_failure(self, error: BaseException, exchange: Exchange, send: Send) -> None:
+    async def _answer_failure(self, error: BaseException, exchange: Exchange, scope: Scope, send: Send) -> None:
         failure: ServiceError = InternalError()
         if isinstance(error, asyncio.CancelledError):
             failure = Draining(retry_after=1) if self._lifecycle.draining else ClientClosed()
@@ -66,9 +70,10 @@ class ExchangeMiddleware:
         if exchange.status:
             raise error
         exchange.error_code = failure.code
-        body = json.dumps(failure.problem()).encode()
+        protocol = speaks_inference_protocol(scope["path"])
+        body = json.dumps({"error": failure.detail} if protocol else failure.problem()).encode()
         headers = [
-            (b"content-type", b"application/problem+json"),
+            (b"content-type", b"application/json" if protocol else b"application/problem+json"),
             (b"content-length", str(len(body)).encode()),
         ]
         if failure.retry_after is not None:
@@ -77,7 +82,7 @@ class ExchangeMiddleware:
         await send({"type": "http.response.body", "body": body})
 
     def _record(self, scope: Scope, exchange: Exchange) -> None:
-        classification = scope["method"] == "POST" and scope["path"] in CLASSIFICATION_PATHS
+        classification = scope["method"] == "POST" and _classifies(scope["path"])
         if classification:
             self._measure(exchange)
         log.log(

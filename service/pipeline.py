@@ -13,6 +13,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
 
 from service.answer import Prediction, top_predictions
 from service.cam import Explanation, Head, explain
@@ -21,7 +25,9 @@ from service.errors import ClientClosed, DeadlineExceeded, InternalError, Servic
 from service.image import preprocess
 from service.metrics import Metrics
 from service.repository import ServedModel
-from service.tickets import Logits, Stages, Ticket
+from service.tickets import Logits, Pixels, Stages, Ticket
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,31 @@ class Pipeline:
                 self._metrics.rejected(error.code)
         return results
 
+    async def infer(self, images: Pixels | list[bytes], order: Order) -> tuple[Logits, list[Stages]]:
+        """Logits `[n, classes]` of images that belong together: pixels `[n, H, W, 3]`, or encoded ones.
+
+        The first of them that fails fails all.
+        """
+        if isinstance(images, list):
+            tickets = self._admit(images, order)
+        else:
+            tickets = order.model.batcher.reserve(order.deadline, len(images))
+            order.model.batcher.enqueue_all(dict(zip(tickets, images, strict=True)))
+        with _abandoned_on_disconnect(tickets, order):
+            try:
+                rows = await asyncio.gather(*(ticket.logits() for ticket in tickets))
+            finally:
+                for ticket in tickets:
+                    ticket.abandon()
+        for logits in rows:
+            (best,) = top_predictions(logits, order.model.card.labels, 1)
+            self._metrics.predicted(order.model.name, best["label"], best["probability"])
+        return np.stack(rows), [ticket.stages for ticket in tickets]
+
+    async def aside(self, work: Callable[[], Result]) -> Result:
+        """Do what would hold up the event loop on a pool thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
     def _admit(self, images: Sequence[bytes], order: Order) -> list[Ticket]:
         tickets = order.model.batcher.reserve(order.deadline, len(images), explained=order.why is not None)
         for encoded, ticket in zip(images, tickets, strict=True):
@@ -101,11 +132,9 @@ class Pipeline:
             raise InternalError from ValueError("the model gave no features to explain its answer with")
         index = int(logits.argmax()) if order.why.index is None else order.why.index
         label = order.model.card.labels[index]
-        loop = asyncio.get_running_loop()
+        work = partial(explain, order.why.head, index, label, pixels, features, logits)
         async with before(order.deadline):
-            return await loop.run_in_executor(
-                self._pool, explain, order.why.head, index, label, pixels, features, logits
-            )
+            return await self.aside(work)
 
     async def _answer_or_error(self, ticket: Ticket, order: Order) -> Answer | ServiceError:
         try:

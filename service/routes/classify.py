@@ -50,7 +50,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
     for failure in results:
         if isinstance(failure, ServiceError):
             log_failure(request, failure)
-    exchange_of(request).stages = _slowest([each.stages for each in results if isinstance(each, Answer)])
+    exchange_of(request).stages = slowest([each.stages for each in results if isinstance(each, Answer)])
     return JSONResponse(
         {
             "model": order.model.name,
@@ -73,7 +73,7 @@ def _order(request: Request, query: ClassifyQuery, service: Parts) -> Order:
         model=model,
         top_k=query.top_k or min(DEFAULT_TOP_K, classes),
         deadline=exchange.started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
-        disconnected=_disconnect_of(request),
+        disconnected=disconnect_of(request),
     )
 
 
@@ -103,7 +103,9 @@ def _limits(settings: Settings) -> FormLimits:
     return FormLimits(settings.max_request_bytes, settings.max_image_bytes, settings.max_request_images)
 
 
-def _disconnect_of(request: Request) -> Callable[[], Awaitable[None]]:
+def disconnect_of(request: Request) -> Callable[[], Awaitable[None]]:
+    """What ends when the caller has hung up."""
+
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
@@ -111,7 +113,7 @@ def _disconnect_of(request: Request) -> Callable[[], Awaitable[None]]:
     return disconnected
 
 
-def _slowest(stages: list[Stages]) -> Stages | None:
+def slowest(stages: list[Stages]) -> Stages | None:
     """The stages of a batch as its one request saw them: each as long as the slowest image's."""
     if not stages:
         return None

@@ -1,4 +1,4 @@
-"""Every error leaves as `application/problem+json` (RFC 9457) with a stable code."""
+"""Every error leaves as `application/problem+json` (RFC 9457) with a stable code; under `/v2` as `{"error": …}`."""
 
 import logging
 
@@ -7,8 +7,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from service.errors import InvalidParameter, ServiceError, problem
-from service.exchange import exchange_of
+from service.compression import CODINGS
+from service.errors import InvalidParameter, ServiceError, UnsupportedContentEncoding, problem
+from service.exchange import exchange_of, speaks_inference_protocol
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,9 @@ async def on_service_error(request: Request, error: Exception) -> JSONResponse:
     exchange_of(request).error_code = error.code
     log_failure(request, error)
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
-    return _respond(error.problem(), headers)
+    if isinstance(error, UnsupportedContentEncoding):
+        headers["accept-encoding"] = ", ".join(CODINGS)
+    return _respond(request, error.problem(), headers)
 
 
 def log_failure(request: Request, error: ServiceError) -> None:
@@ -43,8 +46,10 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101
     code = CODES.get(error.status_code, "http_error")
     exchange_of(request).error_code = code
-    return _respond(problem(error.status_code, code, f"{error.detail}."), dict(error.headers or {}))
+    return _respond(request, problem(error.status_code, code, f"{error.detail}."), dict(error.headers or {}))
 
 
-def _respond(body: dict[str, object], headers: dict[str, str]) -> JSONResponse:
+def _respond(request: Request, body: dict[str, object], headers: dict[str, str]) -> JSONResponse:
+    if speaks_inference_protocol(request.url.path):
+        return JSONResponse({"error": body["detail"]}, int(str(body["status"])), headers)
     return JSONResponse(body, int(str(body["status"])), headers, media_type="application/problem+json")
