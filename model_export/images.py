@@ -48,17 +48,23 @@ def images_in(folder: Path, most: int) -> list[EncodedImage]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder and the folders in it, sorted.
+    """The PNG and JPEG files of a folder and the folders in it, sorted; hidden ones are left out, as shells do.
 
     Raises:
         ExportError: there is none.
     """
     if not folder.is_dir():
         raise ExportError(f"{folder} is not a folder of images")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA_TYPES and path.is_file())
+    visible = (path for path in folder.rglob("*") if not _hidden(path.relative_to(folder)))
+    found = sorted(path for path in visible if path.suffix.lower() in MEDIA_TYPES and path.is_file())
     if not found:
         raise ExportError(f"there is no PNG or JPEG file in {folder}")
     return found
+
+
+def _hidden(path: Path) -> bool:
+    # Archives made on a Mac bring a `._name.png` for each image, and a folder __MACOSX: neither holds images.
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def read_image(path: Path) -> EncodedImage:
@@ -90,7 +96,7 @@ def to_pixels(image: EncodedImage, recipe: Preprocessing) -> Pixels:
     try:
         return preprocess(image.encoded, recipe, MAX_PIXELS)
     except ServiceError as error:
-        raise ExportError(f"the image {image.name} cannot be used: {error}") from error
+        raise ExportError(f"{image.name or 'an image'} cannot be used, remove it from the folder: {error}") from error
 
 
 def noise(count: int, size: int) -> Pixels:

@@ -169,14 +169,14 @@ def test_torchvision_files_are_known_by_their_sha256(tmp_path: Path, monkeypatch
     assert checkpoint.source.format == "torchvision"
 
 
-def write_timm(folder: Path, architecture: str = "resnet50", **changes: Any) -> str:
+def write_timm(folder: Path, architecture: str = "resnet50", *, size: int = 224, **changes: Any) -> str:
     config = {
         "architecture": architecture,
         "num_classes": 1000,
         "global_pool": "avg",
         "pretrained_cfg": {
             "tag": "a1_in1k",
-            "input_size": [3, 224, 224],
+            "input_size": [3, size, size],
             "interpolation": "bicubic",
             "crop_pct": 0.95,
             "mean": [0.485, 0.456, 0.406],
@@ -205,14 +205,14 @@ def test_timms_variants_are_refused_by_name(name: str, tmp_path: Path) -> None:
         read_checkpoint(write_timm(tmp_path / "timm", name), Given())
 
 
-def write_hugging_face(folder: Path, **config: Any) -> tuple[str, Any]:
+def write_hugging_face(folder: Path, *, size: int = 224, **config: Any) -> tuple[str, Any]:
     from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
     torch.manual_seed(0)
     names = {index: f"class {index}" for index in range(len(LABELS))}
     network: Any = ResNetForImageClassification(ResNetConfig(id2label=names, **config))
     shaken(network).save_pretrained(folder)  # type: ignore[operator]
-    ConvNextImageProcessorPil(size={"shortest_edge": 224}, crop_pct=0.875, resample=3).save_pretrained(folder)
+    ConvNextImageProcessorPil(size={"shortest_edge": size}, crop_pct=0.875, resample=3).save_pretrained(folder)
     return str(folder), network
 
 

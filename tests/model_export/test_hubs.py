@@ -82,9 +82,8 @@ def export(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_a_hugging_face_repository_is_fetched_and_converted(hub: Hub, tmp_path: Path) -> None:
-    write_hugging_face(
-        hub.root / "owner" / "net", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"
-    )
+    config = {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
+    write_hugging_face(hub.root / "owner" / "net", size=64, **config)
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
     command = ["convert", "hf:owner/net", "--name", "net", "--out", str(tmp_path / "models")]
     result = export(*command, **environment)
@@ -102,7 +101,7 @@ def test_a_hugging_face_repository_is_fetched_and_converted(hub: Hub, tmp_path: 
 
 def test_a_timm_model_is_fetched_under_timms_name(hub: Hub, tmp_path: Path) -> None:
     (hub.root / "timm").mkdir()
-    write_timm(hub.root / "timm" / "resnet18.a1_in1k", "resnet18")
+    write_timm(hub.root / "timm" / "resnet18.a1_in1k", "resnet18", size=64)
     result = export(
         *["convert", "timm:resnet18.a1_in1k", "--name", "net", "--out", str(tmp_path / "models")],
         **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")},

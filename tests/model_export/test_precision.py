@@ -21,7 +21,7 @@ from model_export.evaluate import labelled_images
 from model_export.evidence import Plan, gather
 from model_export.graph import export, served
 from model_export.half import to_half
-from model_export.images import image_files, noise
+from model_export.images import image_files, noise, read_image, to_pixels
 from model_export.integer_form import integer_form
 from model_export.parity import FLOAT32, Standard, agreement, judge, kl_divergence, reference_logits
 from model_export.presets import PRESETS
@@ -313,6 +313,18 @@ def test_classes_are_found_by_label_by_index_or_by_order(
     found = labelled_images(tmp_path / "set", labels)
     assert [target for _, target in found.files] == expected
     assert found.name == "set"
+
+
+def test_hidden_files_are_no_images_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set" / "cat", 2, 0, 256, seed=0)
+    for path in (folder / "._0.png", tmp_path / "set" / ".git" / "0.png", tmp_path / "set" / "__MACOSX" / "0.png"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    assert len(image_files(tmp_path / "set")) == 2
+    assert len(labelled_images(tmp_path / "set", ("cat", "dog")).files) == 2
+    (folder / "2.PNG").write_bytes(b"no image")
+    with pytest.raises(ExportError, match=r"2\.PNG cannot be used, remove it"):
+        to_pixels(read_image(folder / "2.PNG"), SMALL)
 
 
 def test_a_set_with_fewer_classes_and_strange_names_is_refused(tmp_path: Path) -> None:
