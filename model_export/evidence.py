@@ -5,7 +5,7 @@ None of the images that a graph was calibrated on takes part in its verdict or i
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -91,10 +91,13 @@ def gather(checkpoint: Checkpoint, plan: Plan, images: Path | None, evaluate: Pa
         return Evidence(real, parity_pixels(seen, recipe, plan.precision), None, labelled)
     if calibration is None:
         raise ExportError("int8 needs --calibration DIR: a few hundred images like those that the model will see")
-    ranges, verdict = _split(image_files(calibration), _paths(labelled))
+    ranges, others = _split(image_files(calibration), _paths(labelled))
+    known = {_digest(image) for image in ranges}
+    verdict = [image for image in map(read_image, spread(others, MAX_VERDICT)) if _digest(image) not in known]
+    _refuse_too_few(len(ranges), len(verdict))
     if images is None:
         real = spread(verdict, MAX_REAL)
-    return Evidence(real, _pixels(verdict, recipe), _pixels(ranges, recipe), labelled)
+    return Evidence(real, _pixels(verdict, recipe), _pixels(ranges, recipe), _without(labelled, known))
 
 
 def parity_pixels(seen: Sequence[EncodedImage], recipe: Preprocessing, precision: Precision) -> Pixels:
@@ -112,21 +115,32 @@ def _paths(labelled: LabelledImages | None) -> list[Path]:
     return [path for path, _ in labelled.files] if labelled else []
 
 
-def _split(calibration: list[Path], others: list[Path]) -> tuple[list[EncodedImage], list[EncodedImage]]:
-    """Images to calibrate on, and images for the verdict that are not among them, whatever their names."""
+def _split(calibration: list[Path], others: list[Path]) -> tuple[list[EncodedImage], list[Path]]:
+    """Images to calibrate on, and files for the verdict: others, or a part of the folder that is then left out."""
     if not others:
         others = calibration[::KEPT_FOR_VERDICT]
         calibration = [path for path in calibration if path not in set(others)]
-    ranges = [read_image(path) for path in spread(calibration, MAX_CALIBRATION)]
-    known = {hashlib.sha256(image.encoded).digest() for image in ranges}
-    read = (read_image(path) for path in spread(others, MAX_VERDICT))
-    verdict = [image for image in read if hashlib.sha256(image.encoded).digest() not in known]
-    if len(ranges) < MIN_CALIBRATION or len(verdict) < MIN_VERDICT:
+    return [read_image(path) for path in spread(calibration, MAX_CALIBRATION)], others
+
+
+def _digest(image: EncodedImage) -> bytes:
+    return hashlib.sha256(image.encoded).digest()
+
+
+def _without(labelled: LabelledImages | None, known: set[bytes]) -> LabelledImages | None:
+    """The labelled images without those of the calibration, whatever their names."""
+    if labelled is None:
+        return None
+    kept = tuple((path, target) for path, target in labelled.files if _digest(read_image(path)) not in known)
+    return replace(labelled, files=kept)
+
+
+def _refuse_too_few(ranges: int, verdict: int) -> None:
+    if ranges < MIN_CALIBRATION or verdict < MIN_VERDICT:
         raise ExportError(
-            f"{len(ranges)} images to calibrate on and {len(verdict)} others to judge by are too few: int8 needs "
+            f"{ranges} images to calibrate on and {verdict} others to judge by are too few: int8 needs "
             f"{MIN_CALIBRATION} and {MIN_VERDICT} at least, and hundreds to be trusted"
         )
-    return ranges, verdict
 
 
 def _pixels(images: Sequence[EncodedImage], recipe: Preprocessing) -> Pixels:

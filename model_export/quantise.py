@@ -100,8 +100,8 @@ def find_ranges(model: Path, pixels: Pixels, method: Method, target: Target, scr
         return Ranges(method, calibrator.compute_data())
 
 
-def quantise(model: Path, ranges: Ranges, target: Target, out: Path) -> onnx.ModelProto:
-    """The int8 form of a float32 graph in its integer form; `out` is written on the way."""
+def quantise(model: Path, ranges: Ranges, target: Target, out: Path) -> None:
+    """Write the int8 form of a float32 graph in its integer form."""
     cache = out.with_suffix(".ranges.json")
     calibrate.save_tensors_data(ranges.tensors, cache)
     symmetric = target == "tensorrt"
@@ -125,7 +125,6 @@ def quantise(model: Path, ranges: Ranges, target: Target, out: Path) -> onnx.Mod
             extra_options=options,
             calibration_cache_path=cache,
         )
-    return onnx.load(out)
 
 
 def layer_errors(model: Path, quantised: Path, pixels: Pixels, scratch: Path) -> tuple[LayerError, ...]:

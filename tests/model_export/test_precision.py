@@ -21,7 +21,7 @@ from model_export.evaluate import labelled_images
 from model_export.evidence import Plan, gather
 from model_export.graph import export, served
 from model_export.half import to_half
-from model_export.images import image_files, noise, read_image, to_pixels
+from model_export.images import image_files, images_in, noise, read_image, to_pixels
 from model_export.integer_form import integer_form
 from model_export.parity import FLOAT32, Standard, agreement, judge, kl_divergence, reference_logits
 from model_export.presets import PRESETS
@@ -212,6 +212,12 @@ def test_calibration_images_under_other_names_take_no_part_in_the_verdict(
     assert len(seen) == 256
     assert not seen & {pixels.tobytes() for pixels in evidence.verdict}
     assert len(evidence.verdict) > 300
+    assert evidence.labelled is not None
+    assert not [path for path, _ in evidence.labelled.files if path.read_bytes() in _contents(training, 256)]
+
+
+def _contents(folder: Path, most: int) -> set[bytes]:
+    return {image.encoded for image in images_in(folder, most)}
 
 
 def test_without_other_images_a_part_of_the_calibration_folder_is_kept_for_the_verdict(
