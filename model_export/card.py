@@ -5,9 +5,11 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Literal
+from io import BytesIO
+from typing import Literal, get_args
 
 import numpy as np
+from PIL import Image
 from torch import nn
 
 from model_export.checkpoints import Checkpoint
@@ -19,6 +21,7 @@ from service.artifact import (
     ExportRecord,
     Golden,
     InputSpec,
+    MediaType,
     ModelCard,
     Parity,
     Preprocessing,
@@ -26,8 +29,9 @@ from service.artifact import (
 )
 
 GOLDEN_IMAGES = 8
-# Golden images travel in the card of every artifact, so photographs of many megabytes are not taken.
+# Golden images travel in the card of every artifact, so larger photographs are taken at a smaller size.
 MAX_GOLDEN_BYTES = 2**18
+GOLDEN_SIDE = 640
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "pillow")
 
 
@@ -73,7 +77,7 @@ def golden_images(
     Returns:
         The records, and what they stand for: pixels `[n, H, W, 3]` and float32 logits `[n, classes]`.
     """
-    images = _of_both_kinds(real)
+    images = _of_both_kinds([_compact(image) for image in real])
     pixels = np.stack([to_pixels(image, recipe) for image in images])
     logits = reference_logits(network, recipe, pixels)
     golden = (_golden(*each) for each in zip(images, pixels, logits, strict=True))
@@ -82,16 +86,28 @@ def golden_images(
 
 def _of_both_kinds(real: list[EncodedImage]) -> list[EncodedImage]:
     """The chart, which is PNG, six of the real images, and one of the other kind than the sixth where there is one."""
-    small = [image for image in [*real, *shipped_images()] if len(image.encoded) <= MAX_GOLDEN_BYTES]
-    first, rest = small[: GOLDEN_IMAGES - 2], small[GOLDEN_IMAGES - 2 :]
+    images = [*real, *shipped_images()]
+    first, rest = images[: GOLDEN_IMAGES - 2], images[GOLDEN_IMAGES - 2 :]
     jpeg = [image for image in rest if image.media_type == "image/jpeg"]
     missing = all(image.media_type == "image/png" for image in first)
     return [colour_chart(), *first, *(jpeg if missing and jpeg else rest)[:1]]
 
 
+def _compact(image: EncodedImage) -> EncodedImage:
+    """The image itself if the card can hold it; else a JPEG of it, whose pixels are then the golden ones."""
+    if image.media_type in get_args(MediaType) and len(image.encoded) <= MAX_GOLDEN_BYTES:
+        return image
+    buffer = BytesIO()
+    with Image.open(BytesIO(image.encoded)) as picture:
+        smaller = picture.convert("RGB")
+    smaller.thumbnail((GOLDEN_SIDE, GOLDEN_SIDE))
+    smaller.save(buffer, format="JPEG", quality=85)
+    return EncodedImage("image/jpeg", buffer.getvalue(), image.name)
+
+
 def _golden(image: EncodedImage, pixels: Pixels, logits: Logits) -> Golden:
     return Golden(
-        media_type=image.media_type,
+        media_type="image/jpeg" if image.media_type == "image/jpeg" else "image/png",
         image_base64=base64.b64encode(image.encoded).decode("ascii"),
         pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
         logits=tuple(float(each) for each in logits),

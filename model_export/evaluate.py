@@ -49,10 +49,13 @@ def labelled_images(folder: Path, labels: tuple[str, ...]) -> LabelledImages:
 def _class_indices(folder: Path, names: list[str], labels: tuple[str, ...]) -> dict[str, int]:
     known = {label: position for position, label in enumerate(labels)}
     if set(names) <= known.keys():
+        if twice := next((name for name in names if labels.count(name) > 1), None):
+            raise ExportError(f"{folder}/{twice}: two classes have this label, so name the folders by class index")
         return {name: known[name] for name in names}
     if all(name.isdecimal() and int(name) < len(labels) for name in names):
         return {name: int(name) for name in names}
-    if len(names) == len(labels):
+    # One folder that is a label, or a number, shows that the others were meant to be: their place says nothing then.
+    if len(names) == len(labels) and not any(name in known or name.isdecimal() for name in names):
         return {name: position for position, name in enumerate(names)}
     strange = next(name for name in names if name not in known)
     raise ExportError(

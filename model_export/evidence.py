@@ -20,7 +20,6 @@ from model_export.images import (
     Pixels,
     colour_chart,
     image_files,
-    images_in,
     noise,
     read_image,
     shipped_images,
@@ -71,7 +70,8 @@ def gather(checkpoint: Checkpoint, plan: Plan, images: Path | None, evaluate: Pa
     Args:
         checkpoint: says how they are prepared, and whether its own data are at hand.
         plan: the precision and its calibration folder.
-        images: a folder of real images; the shipped digits when absent.
+        images: a folder of real images for the verdict and golden replay; those of `evaluate`, the shipped digits or a
+            part of the calibration folder when absent.
         evaluate: a labelled folder.
         scratch: a folder for data that come in a package instead of in files.
 
@@ -85,19 +85,20 @@ def gather(checkpoint: Checkpoint, plan: Plan, images: Path | None, evaluate: Pa
         training, held_out = write_digits(scratch)
         calibration = calibration or training
         labelled = labelled or labelled_images(held_out, checkpoint.labels)
-    real = images_in(images, MAX_REAL) if images else shipped_images()
+    given = image_files(images) if images else []
+    real = [read_image(path) for path in spread(given, MAX_REAL)] or shipped_images()
     if plan.precision != "int8":
-        seen = [read_image(path) for path in spread(_paths(labelled), MAX_VERDICT)] or real
+        seen = [read_image(path) for path in spread(given or _paths(labelled), MAX_VERDICT)] or real
         return Evidence(real, parity_pixels(seen, recipe, plan.precision), None, labelled)
     if calibration is None:
         raise ExportError("int8 needs --calibration DIR: a few hundred images like those that the model will see")
-    ranges, others = _split(image_files(calibration), _paths(labelled))
+    ranges, others = _split(image_files(calibration), given or _paths(labelled))
     known = {_digest(image) for image in ranges}
     verdict = [image for image in map(read_image, spread(others, MAX_VERDICT)) if _digest(image) not in known]
     _refuse_too_few(len(ranges), len(verdict))
-    if images is None:
-        real = spread(verdict, MAX_REAL)
-    return Evidence(real, _pixels(verdict, recipe), _pixels(ranges, recipe), _without(labelled, known))
+    return Evidence(
+        spread(verdict, MAX_REAL), _pixels(verdict, recipe), _pixels(ranges, recipe), _without(labelled, known)
+    )
 
 
 def parity_pixels(seen: Sequence[EncodedImage], recipe: Preprocessing, precision: Precision) -> Pixels:

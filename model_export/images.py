@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.errors import ExportError
-from service.artifact import MediaType, Preprocessing
+from service.artifact import Preprocessing
 from service.errors import ServiceError
 from service.image import preprocess
 
-MEDIA_TYPES: dict[str, MediaType] = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+}
 MAX_PIXELS = 2**28
 NOISE_SEED = 0
 MAX_SHIPPED = 100
@@ -26,9 +32,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A PNG or JPEG file's bytes."""
+    """An image file's bytes."""
 
-    media_type: MediaType
+    media_type: str
     encoded: bytes
     name: str = ""
 
@@ -39,7 +45,7 @@ def shipped_images() -> list[EncodedImage]:
 
 
 def images_in(folder: Path, most: int) -> list[EncodedImage]:
-    """Up to `most` PNG and JPEG files of a folder and the folders in it, evenly spread over their sorted paths.
+    """Up to `most` images of a folder and the folders in it, evenly spread over their sorted paths.
 
     Raises:
         ExportError: there is none.
@@ -48,7 +54,7 @@ def images_in(folder: Path, most: int) -> list[EncodedImage]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder and the folders in it, sorted; hidden ones are left out, as shells do.
+    """PNG, JPEG, WebP and GIF files of a folder and the folders in it, sorted; hidden ones are left out, as shells do.
 
     Raises:
         ExportError: there is none.
@@ -58,7 +64,7 @@ def image_files(folder: Path) -> list[Path]:
     visible = (path for path in folder.rglob("*") if not _hidden(path.relative_to(folder)))
     found = sorted(path for path in visible if path.suffix.lower() in MEDIA_TYPES and path.is_file())
     if not found:
-        raise ExportError(f"there is no PNG or JPEG file in {folder}")
+        raise ExportError(f"there is no PNG, JPEG, WebP or GIF file in {folder}")
     return found
 
 
@@ -68,7 +74,7 @@ def _hidden(path: Path) -> bool:
 
 
 def read_image(path: Path) -> EncodedImage:
-    """A PNG or JPEG file."""
+    """An image file."""
     return EncodedImage(MEDIA_TYPES[path.suffix.lower()], path.read_bytes(), str(path))
 
 

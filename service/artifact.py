@@ -88,9 +88,9 @@ class ExportRecord(_Record):
 class Parity(_Record):
     """The verdict of float32 torch against onnxruntime at export, over `images` images and every one of `batch_sizes`.
 
-    `tolerance` is relative to the largest logit by magnitude, and absolute where that is below 1. `top1_agreement` and
-    `min_agreement` (the least that was accepted) are shares of the images; `kl_divergence` is the mean over them of
-    KL(torch ‖ onnxruntime) of the softmax, in nats.
+    `tolerance` is relative to the largest logit by magnitude. `top1_agreement` and `min_agreement` (the least that was
+    accepted) are shares of the images; `kl_divergence` is the mean over them of KL(torch ‖ onnxruntime) of the softmax,
+    in nats.
     """
 
     tolerance: float
@@ -104,7 +104,7 @@ class Parity(_Record):
 
     def allowed(self, logits: NDArray[np.float32]) -> float:
         """The largest absolute difference from these logits that is still the same answer."""
-        return self.tolerance * max(1.0, float(np.abs(logits).max()))
+        return self.tolerance * float(np.abs(logits).max())
 
 
 class Accuracy(_Record):
@@ -222,10 +222,17 @@ class ModelCard(_Record):
 
 def read_card(metadata: Mapping[str, str]) -> ModelCard | None:
     """The card among an ONNX file's metadata properties, or None when there is none; ArtifactError if it is bad."""
-    if CARD_PROPERTY not in metadata:
-        return None
+    return parse_card(metadata[CARD_PROPERTY]) if CARD_PROPERTY in metadata else None
+
+
+def parse_card(text: str) -> ModelCard:
+    """The card in a JSON text.
+
+    Raises:
+        ArtifactError: it is none, with the first field that is wrong.
+    """
     try:
-        return ModelCard.model_validate_json(metadata[CARD_PROPERTY])
+        return ModelCard.model_validate_json(text)
     except ValidationError as error:
         raise ArtifactError(f"the model card is not valid: {first_problem(error)}") from error
 

@@ -15,7 +15,7 @@ from service.golden import GoldenMismatch, replay
 from service.lifecycle import LOADING
 from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config, refuse_normalisation
 from service.runtime import Backend, DeviceError, OpenBackend
-from service.seal import changed_parts
+from service.seal import unsealed_card
 
 log = logging.getLogger(__name__)
 
@@ -100,22 +100,19 @@ def load(location: Location, open_backend: OpenBackend, max_batch: int, progress
 
 
 def _open(location: Location, open_backend: OpenBackend) -> tuple[Backend, ModelCard]:
+    sealed = unsealed_card(location.path)
     backend = open_backend(location.path)
     card = read_card(backend.metadata)
-    if card is not None:
-        _refuse_changes(location, card)
-        return backend, card
-    card = card_from_config(location.path.parent.parent / CONFIG_NAME, location.name)
-    if backend.input.dtype == "tensor(uint8)":
-        return backend, refuse_normalisation(card)
-    return NormalisingBackend(backend, card.preprocessing), card
-
-
-def _refuse_changes(location: Location, card: ModelCard) -> None:
-    if changed := changed_parts(card, location.path):
-        raise ArtifactError(f"{', '.join(changed)} differ from what was exported (sha256): convert it again")
+    if sealed is not None and card != sealed:
+        raise ArtifactError("it has two cards: convert it again")
+    if card is None:
+        card = card_from_config(location.path.parent.parent / CONFIG_NAME, location.name)
+        if backend.input.dtype == "tensor(uint8)":
+            return backend, refuse_normalisation(card)
+        return NormalisingBackend(backend, card.preprocessing), card
     if card.seal is None:
         log.warning("%s has no seal: a byte that was changed in it goes unnoticed", location)
+    return backend, card
 
 
 def _check_shapes(backend: Backend, card: ModelCard) -> None:

@@ -1,8 +1,8 @@
 """The JSON shapes of the HTTP interface (contract section 5), for validation and for the OpenAPI document."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 MAX_TIMEOUT_MS = 600_000
 
@@ -30,12 +30,6 @@ class ExplainQuery(ClassifyQuery):
         Literal["cam"] | None, Field(description="`cam`: the class activation map (Zhou et al. 2016).")
     ] = None
     class_: Annotated[int | None, Field(alias="class", ge=0, description="Index of the class to explain.")] = None
-
-    @model_validator(mode="after")
-    def _class_is_explained(self) -> Self:
-        if self.class_ is not None and self.explain is None:
-            raise ValueError("class goes with explain=cam")
-        return self
 
 
 class PredictionBody(BaseModel):

@@ -79,6 +79,8 @@ def _order(request: Request, query: ClassifyQuery, service: Parts) -> Order:
 
 def _question(query: ExplainQuery, model: ServedModel) -> Question | None:
     """What is to be explained; refuses what this model cannot explain."""
+    if query.explain is None and query.class_ is not None:
+        raise InvalidParameter("class: it goes with explain=cam.")
     if query.explain is None:
         return None
     if model.head is None:

@@ -425,5 +425,5 @@ def test_the_shipped_images_are_of_both_kinds_and_the_chart_has_colours() -> Non
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(ExportError, match="no PNG or JPEG"):
+    with pytest.raises(ExportError, match="no PNG, JPEG, WebP or GIF"):
         images_in(tmp_path, 4)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -273,7 +274,7 @@ def test_int8_that_disagrees_too_often_is_not_written(
     ("options", "said"),
     [
         (["--precision", "int8"], "int8 needs --calibration DIR"),
-        (["--precision", "int8", "--calibration", "{empty}"], "no PNG or JPEG"),
+        (["--precision", "int8", "--calibration", "{empty}"], "no PNG, JPEG, WebP or GIF"),
         (["--precision", "int8", "--calibration", "{few}"], "too few"),
         (["--precision", "int8", "--calibration", "/nowhere"], "/nowhere is not a folder"),
         (["--evaluate", "{few}"], "has no folder for each class"),
@@ -333,6 +334,39 @@ def test_hidden_files_are_no_images_and_a_damaged_one_is_named(tmp_path: Path) -
         to_pixels(read_image(folder / "2.PNG"), SMALL)
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "said"),
+    [
+        (("Eel", "cat", "dog"), ("cat", "dog", "eel"), "set/Eel is neither a label"),
+        (("1", "2", "3"), ("one", "two", "three"), "neither a label nor a class index"),
+        (("crane", "dog"), ("crane", "dog", "crane"), "set/crane: two classes have this label"),
+    ],
+    ids=["a capital letter", "counted from one", "a label of two classes"],
+)
+def test_a_folder_that_may_be_meant_otherwise_is_refused(
+    names: tuple[str, ...], labels: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    for name in names:
+        write_images(tmp_path / "set" / name, 1, 0, 256, seed=0)
+    with pytest.raises(ExportError, match=said):
+        labelled_images(tmp_path / "set", labels)
+
+
+def test_large_photographs_and_other_formats_become_golden_images_of_their_own(
+    convert: Callable[..., int], tmp_path: Path
+) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (600, 800, 3), dtype=np.uint8)).save(folder / "large.png")
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / "small.webp")
+    assert convert("--images", str(folder)) == 0
+    card = card_of(tmp_path / "models" / "net" / "1" / "model.onnx")
+    pictures = [Image.open(BytesIO(each.encoded)) for each in card.golden]
+    assert [(each.format, each.size) for each in pictures[1:3]] == [("JPEG", (640, 480)), ("JPEG", (64, 64))]
+    assert all(len(each.encoded) <= 2**18 for each in card.golden)
+
+
 def test_a_set_with_fewer_classes_and_strange_names_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "set" / "n01", 1, 0, 256, seed=0)
     with pytest.raises(ExportError, match="name each folder by its label"):
@@ -375,6 +409,62 @@ def test_agreement_and_divergence_are_what_their_names_say() -> None:
     p, q = (torch.softmax(torch.from_numpy(each).double(), dim=1).numpy() for each in (expected, got))
     assert kl_divergence(expected, got) == pytest.approx(float((p * np.log(p / q)).sum(axis=1).mean()))
     assert kl_divergence(expected, expected) == 0
+
+
+def test_small_logits_and_outliers_excuse_no_disagreement() -> None:
+    small = np.array([[2e-6, 1e-6], [2e-6, 1e-6]], dtype=np.float32)
+    assert agreement(small, small[:, ::-1]) == 0
+    outlier = np.array([[2, 0], [2, 0], [3e4, 0]], dtype=np.float32)
+    assert agreement(outlier, np.array([[0, 2], [0, 2], [3e4, 0]], dtype=np.float32)) == pytest.approx(1 / 3)
+
+
+def test_one_image_without_a_number_fails_the_verdict(tmp_path: Path) -> None:
+    """An overflow that only the last of many images meets."""
+    network, recipe = trained_like("resnet20", 10), PRESETS["cifar10"]
+    pixels = noise(40, 32)
+    expected = reference_logits(network, recipe, pixels)
+    model = export(served(network, recipe), recipe.crop)
+    limit = float(np.sort(pixels.sum(axis=(1, 2, 3)))[-2:].mean())
+    _break_above(model, limit, float("inf"))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match="1 images get NaN or infinite logits"):
+        judge(path, expected, pixels, Standard(None, 0.0))
+
+
+def test_few_disagreements_count_as_many_as_they_are_wherever_they_stand(tmp_path: Path) -> None:
+    network, recipe = trained_like("resnet20", 10), PRESETS["cifar10"]
+    pixels = noise(40, 32)
+    expected = reference_logits(network, recipe, pixels)
+    path = tmp_path / "model.onnx"
+    onnx.save(export(served(network, recipe), recipe.crop), path)
+    for place in (0, 39):
+        wrong = expected.copy()
+        wrong[place, wrong[place].argmin()] = wrong[place].max() + 1e-2 * np.abs(wrong).max()
+        assert judge(path, wrong, pixels, Standard(10.0, 0.9)).top1_agreement == pytest.approx(39 / 40)
+
+
+def _break_above(model: onnx.ModelProto, limit: float, value: float) -> None:
+    """Add a value to the logits of every image whose pixels sum to more than a limit."""
+    graph = model.graph
+    make = onnx.helper.make_node
+    constants = {"limit": np.float32(limit), "value": np.float32(value), "zero": np.float32(0), "axes": [1, 2, 3]}
+    for name, content in constants.items():
+        kind = np.int64 if name == "axes" else np.float32
+        graph.initializer.append(numpy_helper.from_array(np.array(content, dtype=kind), f"break_{name}"))
+    last = next(node for node in graph.node if "logits" in node.output)
+    last.output[0] = "sound_logits"
+    graph.node.extend(
+        [
+            make("Cast", ["images"], ["break_images"], to=TensorProto.FLOAT),
+            make("ReduceSum", ["break_images", "break_axes"], ["break_sum"], keepdims=0),
+            make("Greater", ["break_sum", "break_limit"], ["break_where"]),
+            make("Where", ["break_where", "break_value", "break_zero"], ["break_added"]),
+            make("Unsqueeze", ["break_added", "break_last"], ["break_column"]),
+            make("Add", ["sound_logits", "break_column"], ["logits"]),
+        ]
+    )
+    graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "break_last"))
 
 
 def test_the_card_of_int8_survives_its_own_schema(digits_by_precision: dict[str, Path]) -> None:

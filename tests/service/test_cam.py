@@ -85,7 +85,7 @@ def test_the_evidence_is_where_the_digit_is(digits_models: Path, samples: list[P
     ("parameters", "said"),
     [
         ({"explain": "gradients"}, "explain"),
-        ({"class": 1}, "class goes with explain=cam"),
+        ({"class": 1}, "class: it goes with explain=cam"),
         ({"explain": "cam", "class": -1}, "class"),
         ({"explain": "cam", "class": "seven"}, "class"),
         ({"explain": "cam", "class": 10}, "10 classes"),
