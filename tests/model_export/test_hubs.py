@@ -93,7 +93,11 @@ def test_a_hugging_face_repository_is_fetched_and_converted(hub: Hub, tmp_path: 
     card = json.loads(inspected.stdout)
     assert (card["source"]["format"], card["architecture"]) == ("hugging face", "resnet18")
     hub.asked.clear()
-    assert export(*command, **environment).returncode == 0
+    few = tmp_path / "labels.txt"
+    few.write_text("one\ntwo\n")
+    # Refused once the checkpoint is read, which is all that the cache is asked for.
+    again = export(*command, "--labels", str(few), **environment)
+    assert "2 labels" in again.stderr
     assert not [each for each in hub.asked if each.startswith("GET") and "safetensors" in each], (
         "the cache was not used"
     )

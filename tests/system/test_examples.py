@@ -90,7 +90,8 @@ def test_a_busy_server_is_asked_again_no_sooner_than_it_says(kind: str, busy: st
             pytest.skip(f"{TOOLS[kind]} is not installed")
         subprocess.run(COMMANDS[kind](samples[0], busy), capture_output=True, timeout=60, check=True)
     assert (len(_BusyAtFirst.refusals), len(_BusyAtFirst.answers)) == (1, 1)
-    assert _BusyAtFirst.answers[0] - _BusyAtFirst.refusals[0] >= 1
+    # A timer may be a millisecond early.
+    assert _BusyAtFirst.answers[0] - _BusyAtFirst.refusals[0] > 0.95
 
 
 async def _classify(url: str, image: bytes) -> str:
