@@ -7,7 +7,6 @@ Prints a Markdown table. Ratios are to the first artifact.
 """
 
 import argparse
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import onnxruntime
 
 from model_export.cli import main as export
 from model_export.errors import ExportError
-from model_export.speed import Seconds, measure
+from model_export.speed import Seconds, measure, processor
 from model_export.verify import card_of
 from service.cpus import available_cpus
 
@@ -59,9 +58,7 @@ def _print_tables(artifacts: dict[str, Path], rounds: int) -> None:
     card = card_of(artifacts[first])
     size = card.input.height
     cpus = available_cpus()
-    print(
-        f"\n{card.architecture}, {size} × {size}; {datetime.now(UTC):%Y-%m-%d}, {_processor()}, {cpus} CPUs, ", end=""
-    )
+    print(f"\n{card.architecture}, {size} × {size}; {datetime.now(UTC):%Y-%m-%d}, {processor()}, {cpus} CPUs, ", end="")
     print(f"onnxruntime {onnxruntime.__version__}, median of {rounds} rounds in turns\n")
     print("| threads | batch | " + " | ".join(f"{name}, ms | images/s | × {first}" for name in artifacts) + " |")
     print("| ---: | ---: |" + " ---: |" * (3 * len(artifacts)))
@@ -78,14 +75,6 @@ def _cells(found: dict[str, Seconds], name: str, first: str, batch: int) -> str:
 
 def _progress(line: str) -> None:
     print(f"{line} …", file=sys.stderr)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from model_export.graph import OPSET, export
 from model_export.parity import compare, judge, reference_logits, standard_of
 from model_export.precision import reduce, served_form
 from model_export.sealing import write_artifact
-from service.artifact import ModelCard
+from service.artifact import Accuracy, ModelCard
 
 MODEL_FILE = "model.onnx"
 
@@ -105,22 +105,27 @@ def _prove(
     if plan.precision != "fp32":
         progress(f"comparing {plan.precision} with torch in float32")
         parity = judge(graph, expected, evidence.verdict, standard)
-    accuracy = None if plan.precision != "fp32" else checkpoint.accuracy
-    if evidence.labelled:
-        accuracy = evaluate(graph, evidence.labelled, recipe)
-        if plan.precision != "fp32":
-            before = evaluate(float32, evidence.labelled, recipe)
-            accuracy = accuracy.model_copy(update={"float32_top1": before.top1})
     progress("recording golden images")
     golden, pixels, logits = golden_images(evidence.real, network, recipe)
     stated = max(parity.tolerance, compare(graph, logits, pixels, standard).tolerance)
     return graph, Findings(
         precision=plan.precision,
         parity=parity.model_copy(update={"tolerance": stated}),
-        accuracy=accuracy,
+        accuracy=_accuracy(checkpoint, evidence, float32, graph),
         quantisation=quantisation,
         golden=golden,
     )
+
+
+def _accuracy(checkpoint: Checkpoint, evidence: Evidence, float32: Path, graph: Path) -> Accuracy | None:
+    """Measured where there are labelled images; the trainer's own word holds for the float32 graph alone."""
+    if evidence.labelled is None:
+        return checkpoint.accuracy if graph == float32 else None
+    found = evaluate(graph, evidence.labelled, checkpoint.preprocessing)
+    if graph == float32:
+        return found
+    before = evaluate(float32, evidence.labelled, checkpoint.preprocessing)
+    return found.model_copy(update={"float32_top1": before.top1})
 
 
 def _check_name(name: str) -> None:

@@ -26,7 +26,7 @@ from model_export.images import (
     spread,
     to_pixels,
 )
-from service.artifact import Precision, Preprocessing
+from service.artifact import CalibrationMethod, Int8Target, Precision, Preprocessing
 
 PARITY_IMAGES = 32
 MAX_REAL = 16
@@ -48,9 +48,9 @@ class Plan:
     """
 
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    target: Literal["cpu", "cpu-avx2", "tensorrt"] = "cpu"
+    target: Int8Target = "cpu"
     calibration: Path | None = None
-    method: Literal["auto", "minmax", "entropy", "percentile"] = "auto"
+    method: CalibrationMethod | Literal["auto"] = "auto"
     min_agreement: float = 0.99
 
 

@@ -15,8 +15,8 @@ from model_export.half import to_half
 from model_export.images import Pixels
 from model_export.integer_form import integer_form
 from model_export.parity import Logits, agreement, kl_divergence
-from model_export.quantise import Method, find_ranges, layer_errors, quantise
-from service.artifact import CalibrationTrial, Precision, Preprocessing, Quantisation
+from model_export.quantise import find_ranges, layer_errors, quantise
+from service.artifact import CalibrationMethod, CalibrationTrial, Precision, Preprocessing, Quantisation
 from service.cpus import available_cpus
 from service.runtime import open_onnx
 
@@ -57,7 +57,7 @@ def _to_int8(
         raise ExportError("int8 needs images to calibrate on: give --calibration DIR")
     expected = _logits(float32, pixels)
     trials: dict[Path, CalibrationTrial] = {}
-    for method in get_args(Method) if plan.method == "auto" else (plan.method,):
+    for method in get_args(CalibrationMethod) if plan.method == "auto" else (plan.method,):
         progress(f"calibrating on {len(pixels)} images, {method}")
         path = scratch / f"{method}.onnx"
         quantise(float32, find_ranges(float32, pixels, method, plan.target, scratch), plan.target, path)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,10 +23,8 @@ from tqdm import tqdm
 
 from model_export.images import Pixels
 from model_export.regions import outside_the_network
-from service.artifact import INPUT_NAME, LayerError
+from service.artifact import INPUT_NAME, CalibrationMethod, Int8Target, LayerError
 
-Target = Literal["cpu", "cpu-avx2", "tensorrt"]
-Method = Literal["minmax", "entropy", "percentile"]
 # TensorRT fuses the rest by itself, and asks for no pair that it would have to undo.
 OPERATORS = {
     "cpu": ["Conv", "Gemm", "Relu", "Add", "MaxPool"],
@@ -53,7 +51,7 @@ _OPTIONS: Mapping[str, dict[str, Any]] = {
 class Ranges:
     """The smallest and largest value of each activation, as one calibration method sees them."""
 
-    method: Method
+    method: CalibrationMethod
     tensors: calibrate.TensorsData
 
 
@@ -74,7 +72,7 @@ def _batches(pixels: Pixels) -> list[Pixels]:
     return [pixels[start : start + size] for start in range(0, len(pixels), size)]
 
 
-def find_ranges(model: Path, pixels: Pixels, method: Method, target: Target, scratch: Path) -> Ranges:
+def find_ranges(model: Path, pixels: Pixels, method: CalibrationMethod, target: Int8Target, scratch: Path) -> Ranges:
     """Run the float32 graph over the calibration images, pixels `[n, H, W, 3]`, with a progress bar.
 
     Args:
@@ -100,7 +98,7 @@ def find_ranges(model: Path, pixels: Pixels, method: Method, target: Target, scr
         return Ranges(method, calibrator.compute_data())
 
 
-def quantise(model: Path, ranges: Ranges, target: Target, out: Path) -> None:
+def quantise(model: Path, ranges: Ranges, target: Int8Target, out: Path) -> None:
     """Write the int8 form of a float32 graph in its integer form."""
     cache = out.with_suffix(".ranges.json")
     calibrate.save_tensors_data(ranges.tensors, cache)

@@ -4,13 +4,11 @@ Everything on it is either in the card or measured while the page is written, on
 images and its style are inside.
 """
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -21,8 +19,8 @@ from model_export.catalog import find_architecture
 from model_export.describe import Description, Task, describe
 from model_export.errors import ExportError
 from model_export.images import EncodedImage, to_pixels
-from model_export.speed import BATCH_SIZES, Seconds, measure
-from model_export.verify import card_of
+from model_export.speed import BATCH_SIZES, Seconds, measure, processor
+from model_export.verify import card_of, intact_card_of
 from service.answer import Prediction, top_predictions
 from service.artifact import Golden, ModelCard
 from service.cam import Head, explain, read_head
@@ -66,9 +64,7 @@ def write_report(model: Path, out: Path, progress: Progress) -> None:
     Raises:
         ExportError: the file is no artifact, or was changed.
     """
-    card = card_of(model)
-    if changed := changed_parts(card, model):
-        raise ExportError(f"{', '.join(changed)} of {model} differ from what was exported (sha256): convert it again")
+    card = intact_card_of(model)
     versions = _versions(model, card)
     progress("replaying golden images")
     pictures = _pictures(model, card)
@@ -137,7 +133,7 @@ def _page(
         quantised=next((each for each in versions if each.path == model.resolve() and each.card.quantisation), None)
         or next((each for each in versions if each.card.quantisation), None),
         described=_described(model, card),
-        machine=_machine(),
+        machine={"processor": processor(), "threads": available_cpus(), "onnxruntime": onnxruntime.__version__},
         written=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -148,19 +144,6 @@ def _described(model: Path, card: ModelCard) -> Description:
     return describe(
         find_architecture(card.architecture), Task(len(card.labels), card.input.height, in_channels=1 if grey else 3)
     )
-
-
-def _machine() -> dict[str, Any]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
-        "threads": available_cpus(),
-        "onnxruntime": onnxruntime.__version__,
-    }
 
 
 def _share(value: float) -> str:

@@ -4,6 +4,7 @@ In turns, because a machine's speed drifts: what is measured one after the other
 files.
 """
 
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,16 @@ def measure(
         for name in artifacts:
             found[name][batch] = median(turn[name] for turn in turns)
     return found
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # only Linux has it
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _repeats(backend: OnnxBackend, pixels: Pixels) -> int:

@@ -33,6 +33,18 @@ def card_of(model: Path) -> ModelCard:
     return card
 
 
+def intact_card_of(model: Path) -> ModelCard:
+    """The card of an artifact that is as it was sealed.
+
+    Raises:
+        ExportError: as `card_of`, or what in the file was changed.
+    """
+    card = card_of(model)
+    if changed := changed_parts(card, model):
+        raise ExportError(f"{', '.join(changed)} of {model} differ from what was exported (sha256): convert it again")
+    return card
+
+
 def verify(model: Path, source: str, images: Path | None, *, ema: bool) -> Parity:
     """Compare an artifact with its checkpoint, on the given images or on those it was published with.
 
@@ -41,9 +53,7 @@ def verify(model: Path, source: str, images: Path | None, *, ema: bool) -> Parit
     Raises:
         ExportError: they differ, or one of them cannot be read.
     """
-    card = card_of(model)
-    if changed := changed_parts(card, model):
-        raise ExportError(f"{', '.join(changed)} of {model} differ from what was exported (sha256): convert it again")
+    card = intact_card_of(model)
     checkpoint = read_checkpoint(source, Given(card.architecture, card.labels, card.preprocessing, ema))
     overridden = card.source.overridden if card.source else ()
     for what, own, written in (

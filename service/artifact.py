@@ -21,6 +21,8 @@ Channels = tuple[float, float, float]
 PositiveInt = Annotated[int, Field(gt=0)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
 Precision = Literal["fp32", "fp16", "int8", "unknown"]
+Int8Target = Literal["cpu", "cpu-avx2", "tensorrt"]
+CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 
 
 class ArtifactError(Exception):
@@ -122,7 +124,7 @@ class Accuracy(_Record):
 class CalibrationTrial(_Record):
     """One calibration method on the calibration images: agreement with float32, and mean KL divergence in nats."""
 
-    method: Literal["minmax", "entropy", "percentile"]
+    method: CalibrationMethod
     top1_agreement: float
     kl_divergence: float
 
@@ -137,8 +139,8 @@ class LayerError(_Record):
 class Quantisation(_Record):
     """How a graph came to be int8: for which runtime, by which calibration, and what it cost layer by layer."""
 
-    target: Literal["cpu", "cpu-avx2", "tensorrt"]
-    method: Literal["minmax", "entropy", "percentile"]
+    target: Int8Target
+    method: CalibrationMethod
     images: int
     trials: tuple[CalibrationTrial, ...]
     layers: tuple[LayerError, ...]

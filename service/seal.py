@@ -53,7 +53,7 @@ def unsealed_card(path: Path) -> ModelCard | None:
     card = _read(found.text)
     if card.seal is None and card.export is not None:
         raise ArtifactError("the seal of its card is gone: convert it again")
-    if changed := changed_parts(card, path):
+    if changed := _changed(card, path, found):
         raise ArtifactError(f"{', '.join(changed)} differ from what was exported (sha256): convert it again")
     return card
 
@@ -64,13 +64,16 @@ def changed_parts(card: ModelCard, path: Path) -> list[str]:
     Raises:
         OSError: the file cannot be read.
     """
+    return _changed(card, path, find_card(path))
+
+
+def _changed(card: ModelCard, path: Path, found: CardInFile | None) -> list[str]:
     if card.seal is None:
         return []
     changed = [] if _digest_of_graph(path, card.seal.graph_bytes) == card.seal.graph_sha256 else [GRAPH]
     now = {name: _digest_of(value) for name, value in _parts(card).items()}
     names = sorted(now.keys() | card.seal.card.keys())
     changed += [name for name in names if now.get(name) != card.seal.card.get(name)]
-    found = find_card(path)
     whole = found is not None and (found.start, found.end) == (card.seal.graph_bytes, path.stat().st_size)
     return changed if changed or whole else [REST]
 
