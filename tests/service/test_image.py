@@ -107,7 +107,10 @@ def test_the_exif_orientation_is_applied_or_ignored_as_the_card_says() -> None:
 
 
 def test_pixels_are_counted_from_the_header() -> None:
-    header_only = encode(Image.new("1", (30_000, 30_000)))[:200]
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)  # 1 bit a pixel, grey
+    whole = encode(Image.new("1", (8, 8)))
+    header = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    header_only = whole[:8] + header + whole[8 + len(header) :]
     with pytest.raises(ImageTooLarge, match="30000×30000"):
         preprocess(header_only, recipe(), 40_000_000)
 
