@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from model_export.architectures.vgg import VGG19
 from model_export.checkpoints import Given, read_checkpoint
 from model_export.cli import main
 from model_export.errors import ExportError
@@ -25,7 +27,7 @@ from model_export.presets import PRESETS
 from model_export.verify import card_of
 from service.artifact import Preprocessing
 from service.image import preprocess
-from tests.model_export.networks import trained_like
+from tests.model_export.networks import SHORT, trained_like
 
 LABELS = [f"class {i}" for i in range(5)]
 
@@ -40,10 +42,27 @@ def labels(tmp_path: Path) -> Path:
 @pytest.fixture
 def convert(tmp_path: Path, labels: Path) -> Callable[..., int]:
     def run(source: Path | str, *options: str) -> int:
-        given = ["--arch", "resnet20", "--preset", "cifar10", "--labels", str(labels)]
+        given = ["--arch", "resnet8", "--preset", "cifar10", "--labels", str(labels)]
         return main(["convert", str(source), "--name", "net", "--out", str(tmp_path / "models"), *given, *options])
 
     return run
+
+
+MINE = colour_chart().encoded + b"trailing bytes tell it from ours"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with version 4 of `net`, made from a training loop's file with an image of the caller's own."""
+    folder = tmp_path_factory.mktemp("converted")
+    torch.save({"epoch": 3, "state_dict": trained_like("resnet8", len(LABELS)).state_dict()}, folder / "net.pth")
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    (folder / "images").mkdir()
+    (folder / "images" / "mine.png").write_bytes(MINE)
+    command = ["convert", str(folder / "net.pth"), "--name", "net", "--out", str(folder / "models"), "--version", "4"]
+    given = ["--preset", "cifar10", "--labels", str(folder / "labels.txt"), "--images", str(folder / "images")]
+    assert main([*command, *given]) == 0
+    return folder / "models"
 
 
 def written(tmp_path: Path) -> list[str]:
@@ -99,22 +118,19 @@ def test_golden_logits_are_torchs_own(digits_model: Path) -> None:
 
 SMALL = Preprocessing.model_validate(PRESETS["imagenet-v1"].model_dump() | {"resize": 72, "crop": 64})
 GREY = Preprocessing.model_validate(PRESETS["digits"].model_dump() | {"resize": 48, "crop": 48, "std": (0.3, 0.3, 0.3)})
-FAMILIES: dict[str, tuple[str, int, Preprocessing]] = {
-    "resnet18": ("resnet18", 3, SMALL),
-    "resnet34, option A": ("resnet34-a", 3, SMALL),
-    "plain18": ("plain18", 3, SMALL),
-    "resnet50": ("resnet50", 3, SMALL),
-    "resnet50, stride on the 1×1": ("resnet50-v1", 3, SMALL),
-    "resnet20, option C, grey": ("resnet20-c", 1, GREY),
+FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, Preprocessing]] = {
+    "basic blocks": (lambda: trained_like("resnet18", 9, blocks=SHORT), 3, SMALL),
+    "basic blocks, option A": (lambda: trained_like("resnet34-a", 9, blocks=SHORT), 3, SMALL),
+    "plain": (lambda: trained_like("plain18", 9, blocks=SHORT), 3, SMALL),
+    "resnet50": (lambda: trained_like("resnet50", 9), 3, SMALL),
+    "bottlenecks, stride on the 1×1": (lambda: trained_like("resnet50-v1", 9, blocks=SHORT), 3, SMALL),
+    "CIFAR, option C, grey": (lambda: trained_like("resnet8-c", 9, 1), 1, GREY),
 }
-LARGE: dict[str, tuple[str, int, Preprocessing]] = {
-    name: (name, 3, PRESETS["imagenet-v1"])
-    for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg19", "vgg19_bn")
-}
+LARGE = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg19", "vgg19_bn")
+LARGE_VARIANTS = ("resnet34-a", "plain18", "resnet50-v1")
 
 
-def assert_onnx_equals_torch(name: str, in_channels: int, recipe: Preprocessing, path: Path) -> None:
-    network = trained_like(name, 9, in_channels)
+def assert_onnx_equals_torch(network: nn.Module, in_channels: int, recipe: Preprocessing, path: Path) -> None:
     onnx.save(export(served(network, recipe, in_channels), recipe.crop), path)
     session = onnxruntime.InferenceSession(path)
     pixels = noise(16, recipe.crop)
@@ -123,26 +139,26 @@ def assert_onnx_equals_torch(name: str, in_channels: int, recipe: Preprocessing,
         (logits,) = session.run(["logits"], {"images": pixels[:size]})
         np.testing.assert_allclose(logits, expected[:size], rtol=0, atol=1e-4 * np.abs(expected).max())
     outputs = {each.name for each in session.get_outputs()}
-    assert outputs == ({"logits"} if name.startswith("vgg") else {"logits", "features"})
+    assert outputs == ({"logits"} if isinstance(network, VGG19) else {"logits", "features"})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_converts_to_the_same_answers(family: str, tmp_path: Path) -> None:
-    assert_onnx_equals_torch(*FAMILIES[family], tmp_path / "model.onnx")
+    build, in_channels, recipe = FAMILIES[family]
+    assert_onnx_equals_torch(build(), in_channels, recipe, tmp_path / "model.onnx")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", [*LARGE, *LARGE_VARIANTS])
 def test_the_large_networks_convert_to_the_same_answers(name: str, tmp_path: Path) -> None:
-    assert_onnx_equals_torch(*LARGE[name], tmp_path / "model.onnx")
+    assert_onnx_equals_torch(trained_like(name, 9), 3, PRESETS["imagenet-v1"], tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("form", ["safetensors", "state dict", "wrapped", "no num_batches_tracked"])
-def test_every_form_of_a_state_dict_gives_the_same_answers(
-    form: str, convert: Callable[..., int], tmp_path: Path
-) -> None:
-    network = trained_like("resnet20", len(LABELS))
+def test_every_form_of_a_state_dict_gives_the_same_answers(form: str, converted: Path, tmp_path: Path) -> None:
+    """One artifact answers as torch does, and as the network that each form of the same weights is read as."""
+    network = trained_like("resnet8", len(LABELS))
     state: dict[str, Tensor] = network.state_dict()
     source = tmp_path / "checkpoint.bin"
     if form == "safetensors":
@@ -152,8 +168,9 @@ def test_every_form_of_a_state_dict_gives_the_same_answers(
     else:
         old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
         torch.save(state if form == "state dict" else old, source)
-    assert convert(source) == 0
-    session = onnxruntime.InferenceSession(tmp_path / "models" / "net" / "1" / "model.onnx")
+    model = converted / "net" / "4" / "model.onnx"
+    assert main(["verify", str(model), "--source", str(source)]) == 0
+    session = onnxruntime.InferenceSession(model)
     pixels = noise(3, 32)
     (logits,) = session.run(["logits"], {"images": pixels})
     expected = reference_logits(network, PRESETS["cifar10"], pixels)
@@ -161,11 +178,12 @@ def test_every_form_of_a_state_dict_gives_the_same_answers(
 
 
 def test_versions_count_up_and_a_taken_one_is_refused(
-    convert: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    converted: Path, convert: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "net.safetensors"
-    save_file(trained_like("resnet20", len(LABELS)).state_dict(), source)
-    assert convert(source, "--version", "4") == 0
+    save_file(trained_like("resnet8", len(LABELS)).state_dict(), source)
+    shutil.copytree(converted, tmp_path / "models")
+    assert written(tmp_path) == ["net/4/model.onnx"], "converted with --version 4"
     assert convert(source) == 0
     assert written(tmp_path) == ["net/4/model.onnx", "net/5/model.onnx"]
     before = (tmp_path / "models/net/4/model.onnx").read_bytes()
@@ -175,14 +193,8 @@ def test_versions_count_up_and_a_taken_one_is_refused(
     assert (tmp_path / "models/net/4/model.onnx").read_bytes() == before
 
 
-def test_the_callers_images_become_the_golden_ones(convert: Callable[..., int], tmp_path: Path) -> None:
-    source, folder = tmp_path / "net.safetensors", tmp_path / "images"
-    save_file(trained_like("resnet20", len(LABELS)).state_dict(), source)
-    folder.mkdir()
-    mine = colour_chart().encoded + b"trailing bytes tell it from ours"
-    (folder / "mine.png").write_bytes(mine)
-    assert convert(source, "--images", str(folder)) == 0
-    assert mine in [each.encoded for each in card_of(tmp_path / "models/net/1/model.onnx").golden]
+def test_the_callers_images_become_the_golden_ones(converted: Path) -> None:
+    assert MINE in [each.encoded for each in card_of(converted / "net/4/model.onnx").golden]
 
 
 def test_inspect_prints_the_card(digits_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,12 +215,9 @@ def test_verify_accepts_the_source_and_refuses_another(
     assert "parity failed" in capsys.readouterr().err
 
 
-def test_verify_accepts_labels_that_the_command_line_stated(tmp_path: Path) -> None:
-    words = tmp_path / "labels.txt"
-    words.write_text("\n".join("abcdefghij"))
-    command = ["convert", "builtin:digits", "--name", "net", "--out", str(tmp_path), "--labels", str(words)]
-    assert main(command) == 0
-    assert main(["verify", str(tmp_path / "net/1/model.onnx"), "--source", "builtin:digits"]) == 0
+def test_verify_accepts_labels_that_the_command_line_stated(stated_digits: Path) -> None:
+    assert card_of(stated_digits).labels[3] != "three"
+    assert main(["verify", str(stated_digits), "--source", "builtin:digits"]) == 0
 
 
 # --- what is refused, with one line and nothing written ----------------------------------------------
@@ -230,7 +239,7 @@ def write_malice(path: Path) -> None:
 
 def write_state(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        state = dict(trained_like("resnet20", len(LABELS)).state_dict())
+        state = dict(trained_like("resnet8", len(LABELS)).state_dict())
         change(state)
         torch.save(state, path)
 
@@ -254,7 +263,7 @@ def write_zip(path: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "malicious pickle": (write_malice, "could run code"),
     "bare pickle": (write_bare_pickle, "could run code"),
-    "whole module": (lambda path: torch.save(trained_like("resnet20", len(LABELS)), path), "could run code"),
+    "whole module": (lambda path: torch.save(trained_like("resnet8", len(LABELS)), path), "could run code"),
     "truncated zip": (write_half, "is damaged"),
     "another zip": (write_zip, "is damaged"),
     "text": (lambda path: path.write_text("hello, this is text"), "neither a torch checkpoint nor a safetensors"),
@@ -272,7 +281,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "other names": (lambda path: torch.save({3: torch.zeros(1)}, path), "holds no state dict"),
     "sparse": (lambda path: torch.save({"fc.bias": torch.zeros(5).to_sparse()}, path), "holds no state dict"),
     "NaN": (write_state(lambda state: state["fc.bias"].fill_(float("nan"))), "NaN"),
-    "other classes": (lambda path: torch.save(trained_like("resnet20", 7).state_dict(), path), "7 classes"),
+    "other classes": (lambda path: torch.save(trained_like("resnet8", 7).state_dict(), path), "7 classes"),
 }
 
 
@@ -353,22 +362,21 @@ def fault_channel_order(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("fault", [fault_conv_bias, fault_channel_order])
 def test_a_fault_planted_in_the_graph_fails_the_verdict(
-    fault: Callable[[onnx.ModelProto], None], tmp_path: Path
+    fault: Callable[[onnx.ModelProto], None], exported: onnx.ModelProto, tmp_path: Path
 ) -> None:
-    network, recipe = trained_like("resnet20", len(LABELS)), PRESETS["cifar10"]
+    network, recipe = trained_like("resnet8", 10), PRESETS["cifar10"]
     pixels = noise(32, 32)
-    model = export(served(network, recipe), recipe.crop)
     path = tmp_path / "model.onnx"
-    onnx.save(model, path)
+    onnx.save(exported, path)
     assert judge(path, reference_logits(network, recipe, pixels), pixels).top1_agreement == 1
-    fault(model)
-    onnx.save(model, path)
+    fault(exported)
+    onnx.save(exported, path)
     with pytest.raises(ExportError, match="parity failed"):
         judge(path, reference_logits(network, recipe, pixels), pixels)
 
 
 def test_swapped_mean_and_std_fail_the_verdict(tmp_path: Path) -> None:
-    network, recipe = trained_like("resnet20", len(LABELS)), PRESETS["cifar10"]
+    network, recipe = trained_like("resnet8", len(LABELS)), PRESETS["cifar10"]
     swapped = Preprocessing.model_validate(recipe.model_dump() | {"mean": recipe.std, "std": recipe.mean})
     pixels = noise(32, 32)
     path = tmp_path / "model.onnx"
@@ -404,7 +412,7 @@ def test_a_failed_parity_writes_nothing_and_exits_1(
     convert: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "net.safetensors"
-    save_file(trained_like("resnet20", len(LABELS)).state_dict(), source)
+    save_file(trained_like("resnet8", len(LABELS)).state_dict(), source)
 
     def faulty(network: ServedNetwork, size: int) -> onnx.ModelProto:
         model = export(network, size)

@@ -13,10 +13,11 @@ import torch
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from model_export.checkpoints import Given, read_checkpoint
 from model_export.cli import main
-from model_export.data import load_digits, write_digits
+from model_export.data import load_digits
 from model_export.errors import ExportError
 from model_export.evaluate import labelled_images
 from model_export.evidence import Plan, gather
@@ -28,7 +29,7 @@ from model_export.parity import FLOAT32, Standard, agreement, judge, kl_divergen
 from model_export.presets import PRESETS
 from model_export.verify import card_of
 from service.artifact import Preprocessing, Quantisation
-from tests.model_export.networks import trained_like
+from tests.model_export.networks import SHORT, trained_like
 
 SMALL = Preprocessing.model_validate(PRESETS["imagenet-v1"].model_dump() | {"resize": 72, "crop": 64})
 GREY = Preprocessing.model_validate(PRESETS["digits"].model_dump() | {"std": (0.3, 0.3, 0.3)})
@@ -154,30 +155,30 @@ def test_float16_weights_are_half_and_the_normalisation_and_the_head_are_not(
 # --- the same function in another form ---------------------------------------------------------------
 
 
-FORMS: dict[str, tuple[str, int, Preprocessing]] = {
-    "option A": ("resnet20", 3, PRESETS["cifar10"]),
-    "option C, grey": ("resnet20-c", 1, GREY),
-    "7×7 first": ("resnet18", 3, SMALL),
+FORMS: dict[str, tuple[Callable[[], nn.Module], int, Preprocessing]] = {
+    "option A": (lambda: trained_like("resnet8", 7), 3, PRESETS["cifar10"]),
+    "option C, grey": (lambda: trained_like("resnet8-c", 7, 1), 1, GREY),
+    "7×7 first": (lambda: trained_like("resnet18", 7, blocks=SHORT), 3, SMALL),
 }
-LARGE_FORMS: dict[str, tuple[str, int, Preprocessing]] = {
-    name: (name, 3, PRESETS["imagenet-v1"]) for name in ("plain34", "resnet50", "vgg19_bn")
-}
+LARGE_FORMS = ("plain34", "resnet18", "resnet50", "vgg19_bn")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("form", LARGE_FORMS)
 def test_the_large_networks_compute_the_same_in_every_form(form: str, tmp_path: Path) -> None:
-    assert_every_form_computes_the_same(*LARGE_FORMS[form], tmp_path)
+    assert_every_form_computes_the_same(trained_like(form, 7), 3, PRESETS["imagenet-v1"], tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_integer_form_and_float16_compute_the_same(form: str, tmp_path: Path) -> None:
-    assert_every_form_computes_the_same(*FORMS[form], tmp_path)
+    build, in_channels, recipe = FORMS[form]
+    assert_every_form_computes_the_same(build(), in_channels, recipe, tmp_path)
 
 
-def assert_every_form_computes_the_same(name: str, in_channels: int, recipe: Preprocessing, tmp_path: Path) -> None:
-    network = trained_like(name, 7, in_channels)
+def assert_every_form_computes_the_same(
+    network: nn.Module, in_channels: int, recipe: Preprocessing, tmp_path: Path
+) -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}
     pixels = noise(8, recipe.crop)
     expected = reference_logits(network, recipe, pixels)
@@ -193,15 +194,10 @@ def assert_every_form_computes_the_same(name: str, in_channels: int, recipe: Pre
 # --- calibration, verdict and accuracy are on different images ----------------------------------------
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    return write_digits(tmp_path / "scans")
-
-
 def test_calibration_images_under_other_names_take_no_part_in_the_verdict(
-    folders: tuple[Path, Path], tmp_path: Path
+    scans: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    training, held_out = folders
+    training, held_out = scans[0], shutil.copytree(scans[1], tmp_path / "held out")
     for path in image_files(training):
         if path.stem.endswith("0"):
             target = held_out / path.parent.name / f"copy-{path.name}"
@@ -214,20 +210,17 @@ def test_calibration_images_under_other_names_take_no_part_in_the_verdict(
     assert not seen & {pixels.tobytes() for pixels in evidence.verdict}
     assert len(evidence.verdict) > 300
     assert evidence.labelled is not None
-    assert not [path for path, _ in evidence.labelled.files if path.read_bytes() in _contents(training, 256)]
-
-
-def _contents(folder: Path, most: int) -> set[bytes]:
-    return {image.encoded for image in images_in(folder, most)}
+    calibrated_on = {image.encoded for image in images_in(training, 256)}
+    assert not [path for path, _ in evidence.labelled.files if path.read_bytes() in calibrated_on]
 
 
 def test_without_other_images_a_part_of_the_calibration_folder_is_kept_for_the_verdict(
-    folders: tuple[Path, Path], tmp_path: Path
+    scans: tuple[Path, Path], tmp_path: Path
 ) -> None:
     source = tmp_path / "net.safetensors"
     save_file(trained_like("resnet20", 10).state_dict(), source)
     checkpoint = read_checkpoint(str(source), Given(labels=tuple("abcdefghij"), preprocessing=PRESETS["digits"]))
-    plan = Plan(precision="int8", calibration=folders[1])
+    plan = Plan(precision="int8", calibration=scans[1])
     evidence = gather(checkpoint, plan, None, None, tmp_path)
     assert evidence.calibration is not None
     assert (len(evidence.calibration), len(evidence.verdict)) == (256, 90)
@@ -239,7 +232,7 @@ def convert(tmp_path: Path) -> Callable[..., int]:
     def run(*options: str) -> int:
         source = tmp_path / "net.safetensors"
         if not source.exists():
-            save_file(trained_like("resnet20", 10).state_dict(), source)
+            save_file(trained_like("resnet8", 10).state_dict(), source)
         (tmp_path / "labels.txt").write_text("\n".join("abcdefghij"))
         given = ["--preset", "cifar10", "--labels", str(tmp_path / "labels.txt"), "--out", str(tmp_path / "models")]
         return main(["convert", str(source), "--name", "net", *given, *options])
@@ -257,12 +250,12 @@ def write_images(folder: Path, count: int, low: int, high: int, seed: int) -> Pa
 
 
 def test_int8_that_disagrees_too_often_is_not_written(
-    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scans: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Calibrated in the dark and judged in the light: the ranges are far too small."""
     dark = write_images(tmp_path / "dark", 16, 126, 130, seed=0)
     command = ["convert", "builtin:digits", "--name", "net", "--out", str(tmp_path / "models"), "--precision", "int8"]
-    options = ["--calibration", str(dark), "--evaluate", str(folders[1]), "--calibration-method", "minmax"]
+    options = ["--calibration", str(dark), "--evaluate", str(scans[1]), "--calibration-method", "minmax"]
     assert main([*command, *options]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("resnet-export: parity failed")
@@ -294,13 +287,11 @@ def test_what_cannot_be_measured_says_why_in_one_line(
     assert said in error
 
 
-def test_the_accuracy_on_a_labelled_folder_is_in_the_card(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    command = ["convert", "builtin:digits", "--name", "digits", "--out", str(tmp_path), "--evaluate", str(folders[1])]
-    assert main(command) == 0
-    accuracy = card_of(artifact(tmp_path)).accuracy
+def test_the_accuracy_on_a_labelled_folder_is_in_the_card(stated_digits: Path) -> None:
+    accuracy = card_of(stated_digits).accuracy
     assert accuracy is not None
     assert (accuracy.data, accuracy.images) == ("digits, held-out 20 %", 360)
-    assert accuracy.top1 == pytest.approx(held_out_accuracy(artifact(tmp_path)))
+    assert accuracy.top1 == pytest.approx(held_out_accuracy(stated_digits))
 
 
 @pytest.mark.parametrize(
@@ -378,7 +369,11 @@ def test_a_set_with_fewer_classes_and_strange_names_is_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_verify_holds_an_artifact_to_the_tolerance_it_states(
-    precision: str, digits_by_precision: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    precision: str,
+    digits_by_precision: dict[str, Path],
+    scans: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = artifact(digits_by_precision[precision])
     stated = card_of(model).parity
@@ -386,8 +381,7 @@ def test_verify_holds_an_artifact_to_the_tolerance_it_states(
     capsys.readouterr()
     assert main(["verify", str(model), "--source", "builtin:digits"]) == 0
     assert f"allowed, relative    {stated.tolerance:.3g}" in capsys.readouterr().out
-    _, held_out = write_digits(tmp_path)
-    assert main(["verify", str(model), "--source", "builtin:digits", "--images", str(held_out)]) == 0
+    assert main(["verify", str(model), "--source", "builtin:digits", "--images", str(scans[1])]) == 0
     assert "on 360 images" in capsys.readouterr().out
     other = tmp_path / "other.safetensors"
     save_file(trained_like("resnet20", 10).state_dict(), other)
@@ -418,26 +412,25 @@ def test_small_logits_and_outliers_excuse_no_disagreement() -> None:
     assert agreement(outlier, np.array([[0, 2], [0, 2], [3e4, 0]], dtype=np.float32)) == pytest.approx(1 / 3)
 
 
-def test_one_image_without_a_number_fails_the_verdict(tmp_path: Path) -> None:
+def test_one_image_without_a_number_fails_the_verdict(exported: onnx.ModelProto, tmp_path: Path) -> None:
     """An overflow that only the last of many images meets."""
-    network, recipe = trained_like("resnet20", 10), PRESETS["cifar10"]
     pixels = noise(40, 32)
-    expected = reference_logits(network, recipe, pixels)
-    model = export(served(network, recipe), recipe.crop)
+    expected = reference_logits(trained_like("resnet8", 10), PRESETS["cifar10"], pixels)
     limit = float(np.sort(pixels.sum(axis=(1, 2, 3)))[-2:].mean())
-    _break_above(model, limit, float("inf"))
+    _break_above(exported, limit, float("inf"))
     path = tmp_path / "model.onnx"
-    onnx.save(model, path)
+    onnx.save(exported, path)
     with pytest.raises(ExportError, match="1 images get NaN or infinite logits"):
         judge(path, expected, pixels, Standard(None, 0.0))
 
 
-def test_few_disagreements_count_as_many_as_they_are_wherever_they_stand(tmp_path: Path) -> None:
-    network, recipe = trained_like("resnet20", 10), PRESETS["cifar10"]
+def test_few_disagreements_count_as_many_as_they_are_wherever_they_stand(
+    exported: onnx.ModelProto, tmp_path: Path
+) -> None:
     pixels = noise(40, 32)
-    expected = reference_logits(network, recipe, pixels)
+    expected = reference_logits(trained_like("resnet8", 10), PRESETS["cifar10"], pixels)
     path = tmp_path / "model.onnx"
-    onnx.save(export(served(network, recipe), recipe.crop), path)
+    onnx.save(exported, path)
     for place in (0, 39):
         wrong = expected.copy()
         wrong[place, wrong[place].argmin()] = wrong[place].max() + 1e-2 * np.abs(wrong).max()
