@@ -4,6 +4,7 @@ docs/checkpoints.md."""
 import argparse
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from model_export.errors import ExportError
 from model_export.presets import PRESETS, find_preset
 from model_export.recipes import imagenet_labels
 from service.artifact import Preprocessing
-from tests.model_export.networks import shaken, trained_like
+from tests.model_export.networks import hollow, shaken, trained_like
 
 LABELS = ("ant", "bee", "cat", "dog", "eel")
 GIVEN = Given(labels=LABELS, preprocessing=PRESETS["cifar10"])
@@ -40,7 +41,7 @@ def resnet20() -> dict[str, Tensor]:
 
 
 def resnet18() -> dict[str, Tensor]:
-    return dict(trained_like("resnet18", len(LABELS)).state_dict())
+    return hollow("resnet18", len(LABELS))
 
 
 def read(content: object, folder: Path, given: Given = GIVEN) -> Checkpoint:
@@ -71,7 +72,7 @@ ARCHITECTURES = ["resnet18", "resnet34-a", "resnet34-c", "resnet50", "vgg19_bn",
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "cifar-resnet50", "resnet110"])
 def test_the_architecture_is_inferred_from_keys_and_shapes(name: str, tmp_path: Path) -> None:
-    checkpoint = read(trained_like(name, len(LABELS)).state_dict(), tmp_path)
+    checkpoint = read(hollow(name, len(LABELS)), tmp_path)
     assert checkpoint.architecture.name == name
     assert any(name in note for note in checkpoint.notes)
 
@@ -156,7 +157,7 @@ def test_the_average_is_taken_when_asked_for_and_named_when_not(tmp_path: Path) 
 
 def test_torchvision_files_are_known_by_their_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "renamed.bin"
-    torch.save(trained_like("resnet50", 1000).state_dict(), path)
+    torch.save(hollow("resnet50", 1000), path)
     with pytest.raises(ExportError, match="imagenet-v2"):
         read_checkpoint(str(path), Given())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -169,7 +170,14 @@ def test_torchvision_files_are_known_by_their_sha256(tmp_path: Path, monkeypatch
     assert checkpoint.source.format == "torchvision"
 
 
-def write_timm(folder: Path, architecture: str = "resnet50", *, size: int = 224, **changes: Any) -> str:
+def write_timm(
+    folder: Path,
+    architecture: str = "resnet50",
+    weights: dict[str, Tensor] | None = None,
+    size: int = 224,
+    **changes: Any,
+) -> str:
+    """A repository of timm's; resnet50's weights are zero unless others are given."""
     config = {
         "architecture": architecture,
         "num_classes": 1000,
@@ -185,8 +193,8 @@ def write_timm(folder: Path, architecture: str = "resnet50", *, size: int = 224,
     }
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config | changes))
-    weights = "resnet18" if architecture == "resnet18" else "resnet50"
-    save_file(trained_like(weights, 1000).state_dict(), folder / "model.safetensors")
+    stored = weights or {key: value.contiguous() for key, value in hollow("resnet50", 1000).items()}
+    save_file(stored, folder / "model.safetensors")
     return str(folder)
 
 
@@ -316,7 +324,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a backbone": (lambda: without(resnet18(), "fc."), "backbone and no classifier"),
     "other blocks": (lambda: without(resnet18(), "layer4.1."), "(2, 2, 2, 1) basic blocks"),
     "VGG-16": (
-        lambda: without(dict(trained_like("vgg19", 5).state_dict()), "features.34.", "features.25.", "features.16."),
+        lambda: without(hollow("vgg19", 5), "features.34.", "features.25.", "features.16."),
         "VGG of 13 convolutions",
     ),
     "no ResNet": (lambda: {"encoder.weight": torch.zeros(3)}, "no ResNet, plain network or VGG"),
@@ -364,7 +372,7 @@ def test_another_number_of_labels_is_refused(count: int, tmp_path: Path) -> None
 )
 def test_hugging_face_variants_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"} | changes))
-    save_file(resnet18(), tmp_path / "model.safetensors")
+    save_file(resnet20(), tmp_path / "model.safetensors")
     with pytest.raises(ExportError, match=said):
         read_checkpoint(str(tmp_path), GIVEN)
 
@@ -405,7 +413,7 @@ def test_the_command_line_cannot_contradict_what_the_source_says_of_its_function
 
 
 def test_a_vggs_replaced_head_is_folded(tmp_path: Path) -> None:
-    state = dict(trained_like("vgg19_bn", len(LABELS)).state_dict())
+    state = hollow("vgg19_bn", len(LABELS))
     renamed = {key.replace("classifier.6.", "classifier.6.1."): value for key, value in state.items()}
     assert set(read(renamed, tmp_path).state) == set(state)
 
@@ -429,6 +437,14 @@ def test_a_trainers_own_config_is_ignored_with_a_note(config: dict[str, Any], tm
     assert any("ignored config.json" in note for note in read(resnet20(), tmp_path).notes)
 
 
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 as transformers writes it; to be copied before it is changed."""
+    folder = tmp_path_factory.mktemp("hugging face")
+    write_hugging_face(folder, depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic")
+    return folder
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -443,11 +459,9 @@ def test_a_trainers_own_config_is_ignored_with_a_note(config: dict[str, Any], tm
     ],
 )
 def test_processors_that_the_service_cannot_follow_are_refused_unless_a_preset_is_given(
-    changes: dict[str, Any], tmp_path: Path
+    changes: dict[str, Any], hugging_face: Path, tmp_path: Path
 ) -> None:
-    folder, _ = write_hugging_face(
-        tmp_path / "hf", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"
-    )
+    folder = str(shutil.copytree(hugging_face, tmp_path / "hf"))
     file = Path(folder) / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ExportError, match="give --preset"):

@@ -1,7 +1,6 @@
 """Hub sources through the ecosystem's own clients, against a local stand-in of the hubs' file layout."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -12,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from model_export import hubs, recipes
 from model_export.checkpoints import Given, read_checkpoint
 from model_export.cli import main
 from model_export.errors import ExportError
-from tests.model_export.networks import trained_like
+from model_export.verify import card_of
+from tests.model_export.networks import hollow, trained_like
 from tests.model_export.test_checkpoints import write_hugging_face, write_timm
 
 
@@ -69,6 +70,14 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         thread.join()
 
 
+@pytest.fixture
+def client(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client in this process as a new one with HF_ENDPOINT and HF_HOME would have it."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+
+
 def export(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own: the hub's client reads its environment when it is imported."""
     return subprocess.run(
@@ -81,7 +90,9 @@ def export(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_a_hugging_face_repository_is_fetched_and_converted(hub: Hub, tmp_path: Path) -> None:
+def test_a_hugging_face_repository_is_fetched_and_converted(
+    hub: Hub, client: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
     write_hugging_face(hub.root / "owner" / "net", size=64, **config)
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
@@ -89,40 +100,43 @@ def test_a_hugging_face_repository_is_fetched_and_converted(hub: Hub, tmp_path: 
     result = export(*command, **environment)
     assert result.returncode == 0, result.stderr
     assert "GET /owner/net/resolve/main/model.safetensors" in hub.asked
-    inspected = export("inspect", str(tmp_path / "models/net/1/model.onnx"), "--json")
-    card = json.loads(inspected.stdout)
-    assert (card["source"]["format"], card["architecture"]) == ("hugging face", "resnet18")
+    card = card_of(tmp_path / "models/net/1/model.onnx")
+    assert card.source is not None
+    assert (card.source.format, card.architecture) == ("hugging face", "resnet18")
     hub.asked.clear()
     few = tmp_path / "labels.txt"
     few.write_text("one\ntwo\n")
     # Refused once the checkpoint is read, which is all that the cache is asked for.
-    again = export(*command, "--labels", str(few), **environment)
-    assert "2 labels" in again.stderr
+    assert main([*command, "--labels", str(few)]) == 1
+    assert "2 labels" in capsys.readouterr().err
+    assert hub.asked
     assert not [each for each in hub.asked if each.startswith("GET") and "safetensors" in each], (
         "the cache was not used"
     )
 
 
+@pytest.mark.usefixtures("client")
 def test_a_timm_model_is_fetched_under_timms_name(hub: Hub, tmp_path: Path) -> None:
     (hub.root / "timm").mkdir()
-    write_timm(hub.root / "timm" / "resnet18.a1_in1k", "resnet18", size=64)
-    result = export(
-        *["convert", "timm:resnet18.a1_in1k", "--name", "net", "--out", str(tmp_path / "models")],
-        **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")},
-    )
-    assert result.returncode == 0, result.stderr
+    weights = dict(trained_like("resnet18", 1000).state_dict())
+    write_timm(hub.root / "timm" / "resnet18.a1_in1k", "resnet18", weights, size=64)
+    assert main(["convert", "timm:resnet18.a1_in1k", "--name", "net", "--out", str(tmp_path / "models")]) == 0
+    assert "GET /timm/resnet18.a1_in1k/resolve/main/model.safetensors" in hub.asked
     assert (tmp_path / "models/net/1/model.onnx").is_file()
 
 
-@pytest.mark.parametrize("source", ["hf:owner/absent", "timm:absent.tag"])
-def test_a_repository_that_is_not_there_is_one_line(source: str, hub: Hub, tmp_path: Path) -> None:
-    result = export(
-        *["convert", source, "--name", "net", "--out", str(tmp_path / "models")],
-        **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")},
-    )
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("resnet-export: ")
-    assert "Traceback" not in result.stderr
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize(
+    ("source", "name"), [("hf:owner/absent", "owner/absent"), ("timm:absent.tag", "timm/absent.tag")]
+)
+def test_a_repository_that_is_not_there_is_one_line(
+    source: str, name: str, hub: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", source, "--name", "net", "--out", str(tmp_path / "models")]) == 1
+    error = capfd.readouterr().err
+    assert error.splitlines()[-1].startswith("resnet-export: ")
+    assert "Traceback" not in error
+    assert any(f" /{name}/" in each for each in hub.asked)
 
 
 def test_offline_it_says_what_to_fetch_by_hand(tmp_path: Path) -> None:
@@ -131,6 +145,7 @@ def test_offline_it_says_what_to_fetch_by_hand(tmp_path: Path) -> None:
         **{"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
     )
     assert result.returncode == 1
+    assert "Traceback" not in result.stderr
     assert "fetch config.json, preprocessor_config.json and model.safetensors by hand" in result.stderr
 
 
@@ -138,7 +153,7 @@ def test_offline_it_says_what_to_fetch_by_hand(tmp_path: Path) -> None:
 def torchvision(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A stand-in for torchvision's resnet18 on the download site; returns its digest."""
     made = hub.root / "made.pth"
-    torch.save(trained_like("resnet18", 1000).state_dict(), made)
+    torch.save(hollow("resnet18", 1000), made)
     digest = hashlib.sha256(made.read_bytes()).hexdigest()[:8]
     made.rename(hub.root / f"resnet18-{digest}.pth")
     monkeypatch.setattr(hubs, "TORCHVISION_URL", hub.url)
