@@ -44,7 +44,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
         backend: opens a model file; onnxruntime on `settings.device` when absent.
     """
     threads = settings.threads or available_cpus()
-    open_backend = backend or partial(open_onnx, device=settings.device, threads=threads)
+    open_backend = backend or partial(open_onnx, device=settings.device, threads=threads, spread=True)
     lifecycle, metrics = Lifecycle(), Metrics(CollectorRegistry())
     repository = Repository(metrics, settings.max_queue)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")

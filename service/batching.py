@@ -1,6 +1,6 @@
-"""Who runs next: one bounded queue and one device thread for each model.
+"""Who runs next: one bounded queue for each model, and a device thread for each of its lanes.
 
-Batches form by backpressure. When the device is free it takes what is waiting, up to the batch limit; while it works,
+Batches form by backpressure. When a lane is free it takes what is waiting, up to the size that pays; while it works,
 the next batch gathers. Nothing ever waits for a timer. Work that nobody waits for any more (cancelled, past its
 deadline) is dropped before it costs device time, and every future is resolved exactly once on every path.
 """
@@ -11,10 +11,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from service.costs import Arrangement, Costs
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -24,9 +26,10 @@ from service.errors import (
     ServiceError,
 )
 from service.metrics import Metrics
+from service.priorities import Waiting
 from service.runtime import Outputs
 from service.statistics import Statistics
-from service.tickets import Explained, Logits, Pixels, Ticket
+from service.tickets import Explained, Logits, Pixels, Priority, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -36,81 +39,120 @@ Outcome = Logits | Exception
 class Run(Protocol):
     """Maps uint8 pixels `[n, H, W, 3]` to float32 logits `[n, classes]`, and to features where they are asked for."""
 
-    def __call__(self, images: Pixels, *, features: bool = False) -> Outputs: ...
+    def __call__(self, images: Pixels, *, features: bool = False, arrangement: Arrangement = "together") -> Outputs: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A batch on the device: how many images, in which arrangement, among so many lanes, since and until when."""
+
+    images: int
+    arrangement: Arrangement
+    lanes: int
+    since: float
+    until: float
 
 
 class Batcher:
-    """The queue of one model and the thread that owns its device."""
+    """The queue of one model and the threads that own its device, one for each lane."""
 
     def __init__(
         self,
         name: str,
         run: Run,
         *,
-        max_batch: int,
+        costs: Costs,
         max_queue: int,
         metrics: Metrics,
+        fixed_sizes: bool = False,
     ) -> None:
-        """Only the device thread calls `run`."""
+        """Only the device threads call `run`. With `fixed_sizes` a batch is padded to the next size that was measured.
+
+        Args:
+            name: for log lines and threads.
+            run: as many threads call it at once as `costs` has lanes.
+            costs: what the batches of this model take on this device.
+            max_queue: most images admitted and not yet on the device.
+            metrics: counts batches and stages.
+            fixed_sizes: the device prepares for each batch size (CUDA chooses algorithms by shape).
+        """
         self._run = run
-        self._max_batch = max_batch
+        self._costs = costs
         self._max_queue = max_queue
         self._metrics = metrics
+        self._fixed_sizes = fixed_sizes
         self._changed = threading.Condition()
-        self._queue: dict[Ticket, Pixels] = {}
-        self.statistics = Statistics()
-        self._waiting = 0
-        self._running = 0
-        self._seconds_per_image = 0.0
+        self._waiting = Waiting()
+        self._running: dict[int, _Running] = {}
+        self._seconds_per_image = costs.seconds_per_image
+        self._finished_at = 0.0
+        self._busy = False
         self._stopping = False
         self._dead = False
+        self.statistics = Statistics()
         self._loop: asyncio.AbstractEventLoop
         self._on_death: Callable[[str], None]
         self._name = name
-        self._thread = threading.Thread(target=self._work, name=f"device {name}", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._work, args=(lane,), name=f"device {name} lane {lane}", daemon=True)
+            for lane in range(costs.lanes)
+        ]
 
     def start(self, loop: asyncio.AbstractEventLoop, on_death: Callable[[str], None]) -> None:
-        """Start the device thread. `on_death` is called on the loop if that thread ever dies."""
+        """Start the device threads. `on_death` is called on the loop if one of them ever dies."""
         self._loop = loop
         self._on_death = on_death
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
         """Images admitted and not yet on the device: being decoded or queued."""
-        return self._waiting
+        return self._waiting.admitted
 
     @property
     def running(self) -> int:
         """Images on the device now."""
-        return self._running
+        return sum(each.images for each in list(self._running.values()))
 
-    def reserve(self, deadline: float, images: int = 1, *, explained: bool = False) -> list[Ticket]:
+    def reserve(
+        self,
+        deadline: float,
+        images: int = 1,
+        *,
+        priority: Priority = Priority.NORMAL,
+        explained: bool = False,
+    ) -> list[Ticket]:
         """Places for `images`, all or none, on the event loop; each ticket must then be enqueued or rejected.
+
+        Where the queue is full, waiting images of a lower priority lose their places to these.
 
         Args:
             deadline: in seconds of `time.monotonic()`.
             images: how many places.
+            priority: of all of them.
             explained: keep what an explanation needs; only for a model that has features.
 
         Raises:
-            Overloaded: the queue has no room for all of them, or is longer than the deadline allows.
+            Overloaded: the queue has no room for all of them, or cannot answer them before the deadline.
             Draining, ModelUnavailable: nothing is taken any more.
         """
         with self._changed:
             self._refuse_when_closed()
-            wait = self._waiting * self._seconds_per_image
-            if self._waiting + images > self._max_queue or wait > deadline - time.monotonic():
-                raise Overloaded(retry_after=max(1, math.ceil(wait)))
-            self._waiting += images
-        return [self._ticket(deadline, Explained() if explained else None) for _ in range(images)]
+            displaced = self._make_room(deadline, images, priority)
+            tickets = [self._ticket(deadline, priority, explained=explained) for _ in range(images)]
+            for ticket in tickets:
+                self._waiting.admit(ticket)
+            for ticket in displaced:
+                self.reject(ticket, Overloaded(retry_after=self._retry_after(ticket.priority)))
+        return tickets
 
-    def refuse_when_full(self) -> None:
+    def refuse_when_full(self, priority: Priority = Priority.NORMAL) -> None:
         """Raise what `reserve` would for one image, before its body is even read."""
         with self._changed:
             self._refuse_when_closed()
-            if self._waiting >= self._max_queue:
-                raise Overloaded(retry_after=max(1, math.ceil(self._waiting * self._seconds_per_image)))
+            if self._waiting.admitted >= self._max_queue and not self._waiting.displaceable(priority, 1):
+                raise Overloaded(retry_after=self._retry_after(priority))
 
     def enqueue(self, ticket: Ticket, pixels: Pixels) -> None:
         """Queue a reserved image for the device. Any thread may call it."""
@@ -122,13 +164,14 @@ class Batcher:
         """Queue reserved images together, so that no batch is formed of the first of them alone."""
         now = time.monotonic()
         with self._changed:
-            for ticket, pixels in images.items():
-                ticket.queued_at = now
-                if not self._dead and ticket.waiting and not ticket.abandoned:
-                    self._queue[ticket] = pixels
-            self._changed.notify()
-            refused = [ticket for ticket in images if self._dead and ticket.waiting]
-        for ticket in refused:
+            held = {ticket: pixels for ticket, pixels in images.items() if self._waiting.holds(ticket)}
+            if not self._dead:
+                for ticket, pixels in held.items():
+                    ticket.queued_at = now
+                    self._waiting.queue(ticket, pixels)
+                self._changed.notify_all()
+                return
+        for ticket in held:
             self.reject(ticket, ModelUnavailable())
 
     def reject(self, ticket: Ticket, error: Exception) -> None:
@@ -136,29 +179,48 @@ class Batcher:
         self._leave(ticket)
         self._resolve([(ticket, error)])
 
-    def _ticket(self, deadline: float, explained: Explained | None) -> Ticket:
-        ticket = Ticket(deadline, self._loop.create_future(), explained=explained)
-        ticket.future.add_done_callback(lambda _: self._leave(ticket))
+    def _ticket(self, deadline: float, priority: Priority, *, explained: bool) -> Ticket:
+        future = self._loop.create_future()
+        ticket = Ticket(deadline, future, priority=priority, explained=Explained() if explained else None)
+        future.add_done_callback(lambda _: self._leave(ticket))
         return ticket
+
+    def _make_room(self, deadline: float, images: int, priority: Priority) -> list[Ticket]:
+        """Whose places are taken; Overloaded if there is no room even so, or the answer would come too late."""
+        excess = self._waiting.admitted + images - self._max_queue
+        displaced = self._waiting.displaceable(priority, excess) if excess > 0 else []
+        own = (images - 1) * self._seconds_per_image + self._costs.lone_seconds
+        late = time.monotonic() + self._wait(priority, images) + own > deadline
+        if len(displaced) < excess or late:
+            raise Overloaded(retry_after=self._retry_after(priority))
+        return displaced
+
+    def _wait(self, priority: Priority, images: int = 1) -> float:
+        """Seconds until what goes before so many images of a priority has left the device."""
+        soonest = min((each.until for each in self._running.values()), default=0.0)
+        busy = max(0.0, soonest - time.monotonic()) if len(self._running) == len(self._threads) else 0.0
+        return busy + self._waiting.ahead(priority, images) * self._seconds_per_image
+
+    def _retry_after(self, priority: Priority) -> int:
+        return max(1, math.ceil(self._wait(priority)))
 
     def _leave(self, ticket: Ticket) -> None:
         """Free the place of an image that will not run, at once: the callers who still wait need it."""
         with self._changed:
-            self._queue.pop(ticket, None)
-            if ticket.waiting:
-                ticket.waiting = False
-                self._waiting -= 1
-                self._changed.notify()
+            if self._waiting.leave(ticket):
+                self._changed.notify_all()
 
     async def stop(self, grace: float) -> None:
-        """Take no new work, answer what is waiting, end the thread; after `grace` seconds what is left gets 503."""
+        """Take no new work, answer what is waiting, end the threads; after `grace` seconds what is left gets 503."""
+        give_up = time.monotonic() + grace
         with self._changed:
             self._stopping = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join, grace)
-            if self._thread.is_alive():
-                self._close(Draining())
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:
+                await asyncio.to_thread(thread.join, max(0.0, give_up - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            self._close(Draining())
 
     def _refuse_when_closed(self) -> None:
         if self._dead:
@@ -166,35 +228,46 @@ class Batcher:
         if self._stopping:
             raise Draining
 
-    def _work(self) -> None:
+    def _work(self, lane: int) -> None:
         try:
-            while batch := self._next_batch():
-                self._run_batch(batch)
+            while batch := self._next_batch(lane):
+                self._run_batch(lane, batch)
         except BaseException as error:  # a device thread that dies in silence leaves callers hanging for ever
-            self._die(error)
+            self._die(lane, error)
 
-    def _next_batch(self) -> dict[Ticket, Pixels]:
+    def _next_batch(self, lane: int) -> dict[Ticket, Pixels]:
         """Wait for work and take up to a batch of it; empty when the batcher has stopped and nothing is left."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or (self._stopping and not self._waiting))
-                if not self._queue:
+                self._changed.wait_for(lambda: self._waiting.decoded or self._ended)
+                if not self._waiting.decoded:
                     return {}
                 batch, expired = self._take()
-                self._running = len(batch)
+                if batch:
+                    self._running[lane] = self._starting(len(batch))
             self._resolve([(ticket, DeadlineExceeded()) for ticket in expired])
             if batch:
                 return batch
+
+    @property
+    def _ended(self) -> bool:
+        return self._dead or (self._stopping and not self._waiting.admitted)
+
+    def _starting(self, images: int) -> _Running:
+        """A lone image on an idle device may use every core; the others run side by side."""
+        lone = images == 1 and not self._running and not self._waiting.decoded
+        arrangement = self._costs.lone if lone else self._costs.crowd
+        lanes = 1 if arrangement == "together" else len(self._threads)
+        now = time.monotonic()
+        return _Running(images, arrangement, lanes, now, now + images * lanes * self._seconds_per_image)
 
     def _take(self) -> tuple[dict[Ticket, Pixels], list[Ticket]]:
         batch: dict[Ticket, Pixels] = {}
         expired: list[Ticket] = []
         now = time.monotonic()
-        while self._queue and len(batch) < self._max_batch:
-            ticket = next(iter(self._queue))
-            pixels = self._queue.pop(ticket)
-            ticket.waiting = False
-            self._waiting -= 1
+        size = self._batch_size(now)
+        while self._waiting.decoded and len(batch) < size:
+            ticket, pixels = self._waiting.take()
             if ticket.abandoned:
                 continue
             if ticket.deadline <= now:
@@ -204,43 +277,58 @@ class Batcher:
             batch[ticket] = pixels
         return batch, expired
 
-    def _run_batch(self, batch: dict[Ticket, Pixels]) -> None:
+    def _batch_size(self, now: float) -> int:
+        """The size with the best rate that keeps the earliest deadline, and leaves the idle lanes their share."""
+        earliest = min((ticket.deadline for ticket in self._waiting.tickets() if ticket.deadline > now), default=now)
+        idle = len(self._threads) - len(self._running)
+        return min(self._costs.largest_within(earliest - now), math.ceil(self._waiting.decoded / idle))
+
+    def _run_batch(self, lane: int, batch: dict[Ticket, Pixels]) -> None:
         tickets = list(batch)
-        started = time.monotonic()
         outcomes: list[Outcome]
         try:
-            outcomes = list(self._outputs_of(batch))
+            outcomes = list(self._outputs_of(batch, self._running[lane].arrangement))
         except Exception as error:  # the backend may raise anything; its batch gets an answer, the next a fresh start
             outcomes = [InternalError.because(error) for _ in tickets]
         except BaseException:
             self._resolve([(ticket, ModelUnavailable()) for ticket in tickets])
             raise
-        self._running = 0
-        self._record(tickets, started, time.monotonic(), failed=isinstance(outcomes[0], Exception))
+        self._record(tickets, lane, failed=isinstance(outcomes[0], Exception))
         self._resolve(list(zip(tickets, outcomes, strict=True)))
 
-    def _outputs_of(self, batch: dict[Ticket, Pixels]) -> Logits:
+    def _outputs_of(self, batch: dict[Ticket, Pixels], arrangement: Arrangement) -> Logits:
         """One run: the logits, a row for each ticket, and the features for the tickets that are to be explained."""
         wanted = any(ticket.explained for ticket in batch)
-        outputs = self._run(np.stack(list(batch.values())), features=wanted)
-        logits = _one_row_each(outputs.logits, len(batch))
+        images = np.stack(self._padded(list(batch.values())))  # (n, H, W, 3) uint8
+        outputs = self._run(images, features=wanted, arrangement=arrangement)
+        logits = _one_row_each(outputs.logits, len(images))[: len(batch)]
         if outputs.features is not None:
-            for ticket, features in zip(batch, outputs.features, strict=True):
+            for ticket, features in zip(batch, outputs.features, strict=False):  # no ticket waits for the padding
                 if ticket.explained:
                     ticket.explained.features = features.copy()  # a view would keep the whole batch's in memory
         return logits
 
-    def _record(self, tickets: list[Ticket], started: float, finished: float, *, failed: bool) -> None:
-        seconds = finished - started
-        self.statistics.ran([ticket.stages.queue for ticket in tickets], seconds, failed=failed)
+    def _padded(self, images: list[Pixels]) -> list[Pixels]:
+        missing = self._costs.covering(len(images)) - len(images) if self._fixed_sizes else 0
+        return images + [images[0]] * missing
+
+    def _record(self, tickets: list[Ticket], lane: int, *, failed: bool) -> None:
+        finished = time.monotonic()
+        with self._changed:
+            running = self._running.pop(lane)
+            seconds = finished - running.since
+            self.statistics.ran([ticket.stages.queue for ticket in tickets], seconds, failed=failed)
+            # Under load the pace at which batches leave is measured: it has decoding and other models in it.
+            pace = finished - self._finished_at if self._busy else seconds / running.lanes
+            self._seconds_per_image = 0.9 * self._seconds_per_image + 0.1 * pace / len(tickets)
+            self._finished_at = finished
+            self._busy = self._waiting.admitted > 0
         for ticket in tickets:
             ticket.stages.inference = seconds
             ticket.stages.finished_at = finished
             self._metrics.stage("queue", ticket.stages.queue)
         self._metrics.stage("inference", seconds)
         self._metrics.batch_size.observe(len(tickets))
-        latest = seconds / len(tickets)
-        self._seconds_per_image = 0.9 * self._seconds_per_image + 0.1 * latest if self._seconds_per_image else latest
 
     def _resolve(self, outcomes: list[tuple[Ticket, Outcome]]) -> None:
         """Hand a whole batch of outcomes to the event loop in one hop."""
@@ -251,13 +339,14 @@ class Batcher:
         """Nothing will run any more: give what is queued the error, and refuse what is still being decoded."""
         with self._changed:
             self._dead = True
-            left = list(self._queue)
+            left = list(self._waiting.tickets())
+            self._changed.notify_all()
         for ticket in left:
             self.reject(ticket, error)
 
-    def _die(self, error: BaseException) -> None:
-        log.critical("the device thread of %s died", self._name, exc_info=error)
-        self._running = 0
+    def _die(self, lane: int, error: BaseException) -> None:
+        log.critical("a device thread of %s died", self._name, exc_info=error)
+        self._running.pop(lane, None)
         self._close(ModelUnavailable())
         self._loop.call_soon_threadsafe(self._on_death, f"the device thread of {self._name} died")
 

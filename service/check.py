@@ -32,7 +32,7 @@ def check(settings: Settings) -> Iterator[Verdict]:
     Raises:
         RepositoryError: there is none.
     """
-    open_backend = partial(open_onnx, device=settings.device, threads=settings.threads or available_cpus())
+    open_backend = partial(open_onnx, device=settings.device, threads=settings.threads or available_cpus(), spread=True)
     for location in discover(settings.models):
         try:
             model = load(location, open_backend, settings.max_batch_size, lambda _: None)

@@ -23,7 +23,9 @@ class GoldenMismatch(Exception):
 
 
 def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float | None:
-    """Run a card's golden images; the largest absolute difference of a logit, or None for a card without any.
+    """Run a card's golden images in each arrangement of the cores; the largest absolute difference of a logit.
+
+    None for a card without golden images.
 
     Raises:
         GoldenMismatch: other pixels, or logits further away than the tolerance.
@@ -33,16 +35,17 @@ def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float
         return None
     pixels = np.stack([_pixels(golden, position, card) for position, golden in enumerate(card.golden)])
     expected = np.array([golden.logits for golden in card.golden], dtype=np.float32)  # (n, classes)
-    outputs = backend.run(pixels, features=head is not None)
-    difference = float(np.abs(outputs.logits - expected).max())
+    runs = [backend.run(pixels, features=head is not None, arrangement=each) for each in backend.lanes]
+    difference = float(np.abs(np.stack([run.logits for run in runs]) - expected).max())
     allowed = card.parity.allowed(expected)
     if not difference <= allowed:  # also true for NaN
         raise GoldenMismatch(
             f"golden logits differ by {difference:.3g}, more than {allowed:.3g}: "
             f"the weights or the device do not compute what the trained model did{_hint(card)}"
         )
-    if head is not None and outputs.features is not None:
-        head.check(outputs.features, outputs.logits)
+    for run in runs:
+        if head is not None and run.features is not None:
+            head.check(run.features, run.logits)
     return difference
 
 

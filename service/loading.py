@@ -11,6 +11,7 @@ import numpy as np
 
 from service.artifact import ArtifactError, ModelCard, read_card
 from service.cam import Head, read_head
+from service.costs import Arrangement, Costs, measure
 from service.golden import GoldenMismatch, replay
 from service.lifecycle import LOADING
 from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config, refuse_normalisation
@@ -22,10 +23,6 @@ log = logging.getLogger(__name__)
 MODEL_FILE = "model.onnx"
 # As the exporter writes it: 01 beside 1 would be the same version twice.
 _VERSION = re.compile("[1-9][0-9]{0,8}")
-# A CPU session only touches its memory on the first run; two sizes show a graph that answers only the first image.
-# CUDA chooses algorithms for each batch size it has not seen.
-CPU_WARMUP = 2
-
 Progress = Callable[[str], None]
 EXPECTED_FAILURES = (ArtifactError, GoldenMismatch, DeviceError, OSError)
 
@@ -53,7 +50,7 @@ class LoadedModel:
     location: Location
     card: ModelCard
     backend: Backend
-    max_batch: int
+    costs: Costs
     head: Head | None
     golden_max_abs_diff: float | None
     seconds: float
@@ -80,7 +77,7 @@ def discover(folder: Path) -> list[Location]:
 
 
 def load(location: Location, open_backend: OpenBackend, max_batch: int, progress: Progress) -> LoadedModel:
-    """Open one model, replay its golden images and warm it up, telling `progress` the phase.
+    """Open one model, replay its golden images and measure what its batches cost, telling `progress` the phase.
 
     Raises:
         ArtifactError, GoldenMismatch, DeviceError, OSError: why this model cannot be served.
@@ -94,9 +91,9 @@ def load(location: Location, open_backend: OpenBackend, max_batch: int, progress
     difference = replay(backend, card, head)
     if difference is None:
         log.warning("%s has no golden images: nothing proves that it answers as it was trained", location)
-    limit = backend.input.shape[0] or max_batch
-    _warm_up(backend, card, limit, progress)
-    return LoadedModel(location, card, backend, limit, head, difference, time.monotonic() - started)
+    costs = _warm_up(backend, card, backend.input.shape[0] or max_batch, progress)
+    backend.keep(costs.arrangements)
+    return LoadedModel(location, card, backend, costs, head, difference, time.monotonic() - started)
 
 
 def _open(location: Location, open_backend: OpenBackend) -> tuple[Backend, ModelCard]:
@@ -128,16 +125,18 @@ def _check_shapes(backend: Backend, card: ModelCard) -> None:
         raise ArtifactError(f"the graph gives {classes} classes, but there are {len(card.labels)} labels")
 
 
-def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progress) -> None:
-    sizes = _powers_of_two(min(max_batch, CPU_WARMUP) if backend.device == "cpu" else max_batch)
-    for done, size in enumerate(sizes, start=1):
-        progress(f"warmup {done}/{len(sizes)}")
+def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progress) -> Costs:
+    """Time the batch sizes; it also shows a graph that answers only the first image, and lets CUDA see every size."""
+
+    def run(size: int, arrangement: Arrangement) -> None:
         blank = np.zeros((size, card.input.height, card.input.width, card.input.channels), dtype=np.uint8)
-        logits = backend.run(blank).logits
+        logits = backend.run(blank, arrangement=arrangement).logits
         if logits.shape != (size, len(card.labels)):
             raise ArtifactError(
                 f"a batch of {size} gives logits {logits.shape} instead of ({size}, {len(card.labels)})"
             )
+
+    return measure(run, backend.lanes, _powers_of_two(max_batch), lambda *step: progress("warmup {}/{}".format(*step)))
 
 
 def _powers_of_two(limit: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from service.artifact import ModelCard
+from service.costs import Costs
 from service.errors import ERRORS
 
 STAGES = ("decode", "queue", "inference", "respond")
@@ -101,6 +102,12 @@ class Metrics:
             ["model", "version"],
             registry=registry,
         )
+        self._batch_seconds = Gauge(
+            "model_batch_seconds",
+            "What a batch took at warm-up with every lane busy, for the sizes that pay.",
+            ["model", "version", "batch_size"],
+            registry=registry,
+        )
         self._queue_depth = Gauge(
             "classify_queue_depth", "Images admitted and waiting for the device.", registry=registry
         )
@@ -143,6 +150,12 @@ class Metrics:
         self._model_load_seconds.labels(model, version).set(seconds)
         if golden_max_abs_diff is not None:
             self._golden_diff.labels(model, version).set(golden_max_abs_diff)
+
+    def costs(self, model: str, version: int, costs: Costs) -> None:
+        """Record what the batches of a model cost at warm-up."""
+        for cost in costs.table:
+            if cost.used:
+                self._batch_seconds.labels(model, version, cost.size).set(cost.seconds)
 
     def answered(self, model: str, version: str, status: int, seconds: float) -> None:
         """Count a finished classification request."""

@@ -3,13 +3,14 @@
 Such graphs mostly take normalised float32 in NCHW; the normalisation that an artifact has inside is done here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.artifact import ArtifactError, InputSpec, ModelCard, Preprocessing, first_problem
+from service.costs import Arrangement
 from service.runtime import Array, Backend, Outputs, TensorSpec
 
 CONFIG_NAME = "config.json"
@@ -75,12 +76,21 @@ class NormalisingBackend:
             (shape[0], *shape[2:], 3) if self._channels_first else shape,
         )
 
-    def run(self, images: Array, *, features: bool = False) -> Outputs:
+    @property
+    def lanes(self) -> Mapping[Arrangement, int]:
+        """Those of the graph inside."""
+        return self._inner.lanes
+
+    def run(self, images: Array, *, features: bool = False, arrangement: Arrangement = "together") -> Outputs:
         """Logits, and features, of uint8 `[n, height, width, 3]`."""
         normalised = images.astype(np.float32) * self._scale + self._shift  # (n, H, W, 3) float32
         if self._channels_first:
             normalised = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))  # (n, 3, H, W) float32
-        return self._inner.run(normalised, features=features)
+        return self._inner.run(normalised, features=features, arrangement=arrangement)
+
+    def keep(self, arrangements: Collection[Arrangement]) -> None:
+        """Free the others in the graph inside."""
+        self._inner.keep(arrangements)
 
     def close(self) -> None:
         """Close the graph inside."""

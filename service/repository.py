@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from service.artifact import ModelCard
 from service.batching import Batcher
 from service.cam import Head
+from service.costs import Costs
 from service.errors import InvalidParameter, ModelUnavailable, Starting, UnknownModel
 from service.loading import LoadedModel, Location
 from service.metrics import Metrics
@@ -25,6 +26,7 @@ class ServedModel:
     card: ModelCard
     device: str
     head: Head | None
+    costs: Costs
     golden_max_abs_diff: float | None
     batcher: Batcher
     backend: Backend
@@ -82,15 +84,25 @@ class Repository:
         batcher = Batcher(
             str(model.location),
             model.backend.run,
-            max_batch=model.max_batch,
+            costs=model.costs,
             max_queue=self._max_queue,
             metrics=self._metrics,
+            fixed_sizes=model.backend.device != "cpu",
         )
         self._metrics.in_service(model.location.name, version, card, model.backend.device)
         self._metrics.loaded(name, version, model.seconds, model.golden_max_abs_diff)
+        self._metrics.costs(name, version, model.costs)
         batcher.start(asyncio.get_running_loop(), on_death)
         self._served[name, version] = ServedModel(
-            name, version, card, model.backend.device, model.head, model.golden_max_abs_diff, batcher, model.backend
+            name=name,
+            version=version,
+            card=card,
+            device=model.backend.device,
+            head=model.head,
+            costs=model.costs,
+            golden_max_abs_diff=model.golden_max_abs_diff,
+            batcher=batcher,
+            backend=model.backend,
         )
 
     def refuse(self, location: Location, reason: str) -> None:

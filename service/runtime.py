@@ -4,7 +4,7 @@ A backend says which device it is on, and it is on that device: asked for CUDA o
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -14,10 +14,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.artifact import FEATURES_NAME, LOGITS_NAME, ArtifactError
+from service.costs import Arrangement
 
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+# Sessions cannot share their weights (onnxruntime packs them for itself), so a larger file is opened once.
+MAX_TWICE_BYTES = 64 * 2**20
 Array = NDArray[Any]
 
 
@@ -42,15 +45,24 @@ class Outputs(NamedTuple):
 
 
 class Backend(Protocol):
-    """A loaded model on a device. One thread at a time may call `run`."""
+    """A loaded model on a device."""
 
     device: str
     metadata: Mapping[str, str]
     input: TensorSpec
     output: TensorSpec
 
-    def run(self, images: Array, *, features: bool = False) -> Outputs:
+    @property
+    def lanes(self) -> Mapping[Arrangement, int]:
+        """The arrangements it has, and how many threads may call `run` at once in each."""
+        ...
+
+    def run(self, images: Array, *, features: bool = False, arrangement: Arrangement = "together") -> Outputs:
         """Logits of a batch `[n, …]` in the input's dtype and layout; `features` only of a model that has them."""
+        ...
+
+    def keep(self, arrangements: Collection[Arrangement]) -> None:
+        """Free what the other arrangements hold; they are not run any more."""
         ...
 
     def close(self) -> None:
@@ -62,52 +74,62 @@ OpenBackend = Callable[[Path], Backend]
 
 
 class OnnxBackend:
-    """An onnxruntime session on one device; the features stay there unless they are asked for."""
+    """onnxruntime sessions on one device, one an arrangement; features stay there unless they are asked for.
 
-    def __init__(self, session: ort.InferenceSession, device: str) -> None:
-        self._session: ort.InferenceSession | None = session
+    A session may be run by several threads at once. With one thread of its own each run stays on its caller's core.
+    """
+
+    def __init__(self, sessions: Mapping[Arrangement, ort.InferenceSession], device: str, threads: int = 1) -> None:
+        self._sessions = dict(sessions)
+        session = next(iter(sessions.values()))
         self.device = device
+        self.lanes: Mapping[Arrangement, int] = {each: threads if each == "spread" else 1 for each in sessions}
         self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
         self.input = _spec(_only_input(session))
         self.output = _spec(_logits_output(session))
 
-    def run(self, images: Array, *, features: bool = False) -> Outputs:
+    def run(self, images: Array, *, features: bool = False, arrangement: Arrangement = "together") -> Outputs:
         """Logits, and features, of a batch; see Backend."""
-        if self._session is None:
+        if not self._sessions:
             raise RuntimeError("the backend is closed")
         names = [self.output.name, FEATURES_NAME] if features else [self.output.name]
-        return Outputs(
-            *(np.asarray(each, dtype=np.float32) for each in self._session.run(names, {self.input.name: images}))
-        )
+        outputs = self._sessions[arrangement].run(names, {self.input.name: images})
+        return Outputs(*(np.asarray(each, dtype=np.float32) for each in outputs))
+
+    def keep(self, arrangements: Collection[Arrangement]) -> None:
+        """Drop the sessions of the other arrangements."""
+        self._sessions = {each: session for each, session in self._sessions.items() if each in arrangements}
+        self.lanes = {each: self.lanes[each] for each in self._sessions}
 
     def close(self) -> None:
-        """Drop the session; onnxruntime frees its memory with the last reference."""
-        self._session = None
+        """Drop the sessions; onnxruntime frees their memory with the last reference."""
+        self._sessions = {}
 
 
-def open_onnx(path: Path, device: Device, threads: int) -> OnnxBackend:
+def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False) -> OnnxBackend:
     """Load an ONNX file onto a device.
 
     Args:
         path: the model file.
         device: `auto` takes CUDA when it works and the CPU otherwise, and logs which.
-        threads: onnxruntime's threads for one batch on the CPU.
+        threads: how many cores the model may use on the CPU.
+        spread: also open the arrangement with a run on each core, for a file of at most MAX_TWICE_BYTES.
 
     Raises:
         ArtifactError: the file is no ONNX model that onnxruntime can load.
         DeviceError: the device that was asked for is missing or does not work.
     """
     if device != "auto":
-        return _open_on(path, device, threads)
+        return _open_on(path, device, threads, spread=spread)
     if "CUDAExecutionProvider" in ort.get_available_providers():
         try:
-            return _open_on(path, "cuda", threads)
+            return _open_on(path, "cuda", threads, spread=spread)
         except DeviceError as error:
             log.warning("%s; serving %s on the CPU", error, path)
-    return _open_on(path, "cpu", threads)
+    return _open_on(path, "cpu", threads, spread=spread)
 
 
-def _open_on(path: Path, device: str, threads: int) -> OnnxBackend:
+def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBackend:
     provider, options = _PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise DeviceError(
@@ -115,7 +137,12 @@ def _open_on(path: Path, device: str, threads: int) -> OnnxBackend:
         )
     if device != "cpu":
         ort.preload_dlls()
-    backend = OnnxBackend(_session(path, device, [(provider, options)], threads), device)
+    sessions: dict[Arrangement, ort.InferenceSession] = {
+        "together": _session(path, device, [(provider, options)], threads)
+    }
+    if spread and device == "cpu" and threads > 1 and path.stat().st_size <= MAX_TWICE_BYTES:
+        sessions["spread"] = _session(path, device, [(provider, options)], 1)
+    backend = OnnxBackend(sessions, device, threads)
     if device != "cpu":
         _prove(backend, path)
     return backend

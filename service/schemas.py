@@ -93,6 +93,25 @@ class Problem(BaseModel):
     code: str
 
 
+class BatchCost(BaseModel):
+    """What a batch took at warm-up, with every lane busy; sizes that do not pay are not `used`."""
+
+    batch_size: int
+    seconds: float
+    images_per_second: float
+    used: bool
+
+
+class CostsBody(BaseModel):
+    """How the cores are arranged for a lone image and for a crowd, and what batches cost."""
+
+    lone: str
+    lone_seconds: float
+    crowd: str
+    lanes: int
+    batches: list[BatchCost]
+
+
 class VersionBody(BaseModel):
     """One version of a model; `state` is `ready` or `failed`, `reason` says why it failed."""
 
@@ -101,6 +120,7 @@ class VersionBody(BaseModel):
     reason: str | None = None
     device: str | None = None
     golden_max_abs_diff: float | None = None
+    costs: CostsBody | None = None
     card: dict[str, Any] | None = None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,15 @@ from service.errors import ClientClosed
 Logits = NDArray[np.float32]
 Features = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+
+
+class Priority(IntEnum):
+    """Lowest first. `SHADOW` is the service's own: work that nobody waits for."""
+
+    SHADOW = 0
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
 
 
 @dataclass(slots=True)
@@ -48,9 +58,9 @@ class Ticket:
     deadline: float
     future: asyncio.Future[Logits]
     stages: Stages = field(default_factory=Stages)
+    priority: Priority = Priority.NORMAL
+    explained: Explained | None = None
     queued_at: float = 0.0
-    waiting: bool = True
-    explained: "Explained | None" = None
 
     @property
     def abandoned(self) -> bool:

@@ -2,13 +2,14 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import CARD_PROPERTY, InputSpec, ModelCard, Preprocessing
+from service.costs import Arrangement, Cost, Costs
 from service.runtime import Array, Outputs, TensorSpec
 
 SIZE = 8
@@ -34,6 +35,7 @@ class ColourBackend:
 
     def __init__(self, card: ModelCard | None = None) -> None:
         self.device = "cpu"
+        self.lanes: Mapping[Arrangement, int] = {"together": 1}
         self.metadata: Mapping[str, str] = {CARD_PROPERTY: (card or colour_card()).model_dump_json()}
         self.input = TensorSpec("images", "tensor(uint8)", (None, SIZE, SIZE, 3))
         self.output = TensorSpec("logits", "tensor(float)", (None, len(LABELS)))
@@ -55,7 +57,7 @@ class ColourBackend:
         self.busy.clear()
         self.free.clear()
 
-    def run(self, images: Array, *, features: bool = False) -> Outputs:
+    def run(self, images: Array, *, features: bool = False, arrangement: Arrangement = "together") -> Outputs:
         """Logits of uint8 `[n, 8, 8, 3]`, once the device is free."""
         self.busy.set()
         self.free.wait()
@@ -65,6 +67,9 @@ class ColourBackend:
             raise self.error
         logits = logits_of(images) * np.float32(np.nan if self.poison else 1)
         return Outputs(logits, features_of(images) if features else None)
+
+    def keep(self, arrangements: Collection[Arrangement]) -> None:
+        """There is nothing to free."""
 
     def close(self) -> None:
         """Remember that the service closed it."""
@@ -80,3 +85,10 @@ def logits_of(images: Array) -> NDArray[np.float32]:
     """What the backend answers."""
     means: NDArray[np.float32] = (images.astype(np.float32).mean(axis=(1, 2)) / 16).astype(np.float32)
     return means
+
+
+def costs_up_to(max_batch: int, lanes: int = 1, seconds: float = 1e-4) -> Costs:
+    """The table of a model for which every batch size pays, as a batch of any size takes as long."""
+    table = tuple(Cost(size, seconds, lanes * size / seconds, True) for size in range(1, max_batch + 1))
+    arrangement: Arrangement = "together" if lanes == 1 else "spread"
+    return Costs(arrangement, seconds, arrangement, lanes, table)

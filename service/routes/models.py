@@ -4,10 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
+from service.costs import Costs
 from service.errors import Starting, UnknownModel
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service
-from service.schemas import PROBLEMS, LabelsBody, ModelBody, ModelQuery, ModelsBody, VersionBody
+from service.schemas import PROBLEMS, BatchCost, CostsBody, LabelsBody, ModelBody, ModelQuery, ModelsBody, VersionBody
 
 router = APIRouter(tags=["models"], responses={status: PROBLEMS[status] for status in (404, 422, 503)})
 
@@ -53,5 +54,21 @@ def _served(each: ServedModel) -> VersionBody:
         state="ready",
         device=each.device,
         golden_max_abs_diff=each.golden_max_abs_diff,
+        costs=_costs(each.costs),
         card=each.card.summary(),
+    )
+
+
+def _costs(costs: Costs) -> CostsBody:
+    return CostsBody(
+        lone=costs.lone,
+        lone_seconds=costs.lone_seconds,
+        crowd=costs.crowd,
+        lanes=costs.lanes,
+        batches=[
+            BatchCost(
+                batch_size=each.size, seconds=each.seconds, images_per_second=each.images_per_second, used=each.used
+            )
+            for each in costs.table
+        ],
     )

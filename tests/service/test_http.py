@@ -346,6 +346,11 @@ def test_models_are_listed_with_their_cards(client: TestClient) -> None:
     assert model == client.get("/models/colours").json()
     (version,) = model["versions"]
     assert (version["version"], version["state"], version["device"]) == (1, "ready", "cpu")
+    batches = version["costs"]["batches"]
+    assert batches[0]["batch_size"] == 1
+    for each in batches:
+        series = f'model_batch_seconds{{batch_size="{each["batch_size"]}",model="colours",version="1"}}'
+        assert (f"{series} " in client.get("/metrics").text) is each["used"]
     assert version["card"]["architecture"] == "mean"
     assert version["card"]["golden"] == 0
     assert client.get("/models/colours/labels").json()["labels"] == list(COLOURS)
@@ -399,7 +404,7 @@ def test_until_the_models_are_ready_requests_get_503_and_probes_tell_the_phase(
     app = create_app(read_settings({"models": colour_models}), backend.open)
     with TestClient(app) as client:
         backend.busy.wait(5)
-        wait_for(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/2")
+        wait_for(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/1")
         assert client.get("/health/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
         response = classify(client)

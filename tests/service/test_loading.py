@@ -69,11 +69,22 @@ def test_discover_says_what_to_do_when_there_is_nothing(tmp_path: Path) -> None:
 
 def test_the_real_digits_load_with_every_phase(digits_model: Path) -> None:
     loaded, phases = load_file(digits_model)
-    assert phases == ["loading", "golden", "warmup 1/2", "warmup 2/2"]
+    assert phases == ["loading", "golden", "warmup 1/1"]
     assert loaded.backend.device == "cpu"
     assert loaded.golden_max_abs_diff is not None
     assert loaded.golden_max_abs_diff < 1e-3
-    assert (loaded.card.labels[7], loaded.max_batch) == ("seven", 8)
+    assert loaded.card.labels[7] == "seven"
+
+
+def test_warm_up_times_the_batch_sizes_and_keeps_the_arrangements_that_pay(digits_model: Path) -> None:
+    open_both = partial(open_onnx, device="cpu", threads=2, spread=True)
+    loaded = load(Location("digits", 1, digits_model), open_both, 8, lambda _: None)
+    costs = loaded.costs
+    assert [cost.size for cost in costs.table] == [1, 2, 4, 8][: len(costs.table)]
+    assert all(cost.used for cost in costs.table[:-1]), "only the size that ends the search does not pay"
+    assert all(cost.seconds > 0 and cost.images_per_second > 0 for cost in costs.table)
+    assert set(loaded.backend.lanes) == costs.arrangements
+    assert costs.lanes == loaded.backend.lanes[costs.crowd]
 
 
 def test_changed_weights_fail_the_golden_logits(digits_model: Path, tmp_path: Path) -> None:
@@ -190,7 +201,8 @@ def test_a_plain_classifier_is_served_with_its_config(
     pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
     expected = ((pixels / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 0.2]).mean(axis=(1, 2))
     np.testing.assert_allclose(loaded.backend.run(pixels).logits, expected, atol=1e-5)
-    assert (loaded.max_batch, loaded.golden_max_abs_diff, loaded.card.precision) == (max_batch, None, "unknown")
+    assert (loaded.golden_max_abs_diff, loaded.card.precision) == (None, "unknown")
+    assert loaded.costs.sizes[-1] <= max_batch
 
 
 def test_a_graph_that_answers_only_the_first_image_of_a_batch_is_refused(tmp_path: Path) -> None:

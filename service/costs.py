@@ -1,0 +1,141 @@
+"""What a batch costs: measured at warm-up, for each batch size and each arrangement of the cores.
+
+A CPU backend offers two arrangements. `together`: one run at a time, on all cores, which is soonest done for a lone
+image of a large network. `spread`: a run on each core, side by side, which loses nothing to synchronisation under load.
+Which is better, and from which size on a larger batch brings nothing more, depends on the network and the machine.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+Arrangement = Literal["together", "spread"]
+# Runs one batch of so many images, and returns when it is done.
+RunBlank = Callable[[int, Arrangement], None]
+Progress = Callable[[int, int], None]
+
+# A size pays if it brings so much more images a second than the best one below it.
+GAIN = 1.05
+# A second arrangement pays if it is so much better; it costs a second copy of the weights.
+WORTH_A_COPY = 1.06
+# What a batch costs beside its run, in the hand-over between threads; without it, sizes of small networks seem equal.
+HAND_OVER_SECONDS = 1e-4
+# The least of several runs is measured, because other work on the machine only ever adds; long runs vary less.
+ENOUGH_SECONDS = 0.03
+MAX_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Batches of `size` images take `seconds` each while every lane is busy, hand-over included."""
+
+    size: int
+    seconds: float
+    images_per_second: float
+    used: bool
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The table of a model, and what follows from it.
+
+    `lone` is the arrangement for a single image on an idle device, which takes `lone_seconds`; `crowd` is the one for
+    everything else, with `lanes` batches side by side.
+    """
+
+    lone: Arrangement
+    lone_seconds: float
+    crowd: Arrangement
+    lanes: int
+    table: tuple[Cost, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batch sizes that pay, ascending; 1 is always among them."""
+        return tuple(cost.size for cost in self.table if cost.used)
+
+    @property
+    def seconds_per_image(self) -> float:
+        """At the best rate."""
+        return 1 / max(cost.images_per_second for cost in self.table if cost.used)
+
+    @property
+    def arrangements(self) -> frozenset[Arrangement]:
+        """Those that are used."""
+        return frozenset({self.lone, self.crowd})
+
+    def largest_within(self, seconds: float) -> int:
+        """The batch size with the best rate among those that are done within so many seconds; 1 if none is."""
+        return max((cost.size for cost in self.table if cost.used and cost.seconds <= seconds), default=1)
+
+    def covering(self, images: int) -> int:
+        """The smallest size that pays and holds so many images; `images` where none does."""
+        return next((size for size in self.sizes if size >= images), images)
+
+
+def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, ...], progress: Progress) -> Costs:
+    """Time batches of blank images and decide on arrangement and sizes.
+
+    Args:
+        run: called from as many threads at once as its arrangement has lanes.
+        lanes: how many runs go side by side in each arrangement that there is.
+        sizes: batch sizes to try, ascending from 1. A size that does not pay ends the search: the next is worse still.
+        progress: told how many of how many arrangements are done.
+    """
+    lone: dict[Arrangement, float] = {}
+    tables: dict[Arrangement, tuple[Cost, ...]] = {}
+    for step, (arrangement, count) in enumerate(lanes.items(), start=1):
+        progress(step, len(lanes))
+        run(1, arrangement)  # the first run allocates
+        # More runs than for a size: an arrangement chosen by a stray slow one would be kept for good.
+        lone[arrangement] = min(_least_seconds(partial(run, 1, arrangement)) for _ in lanes)
+        tables[arrangement] = _table(run, arrangement, count, sizes)
+    rates = {arrangement: max(cost.images_per_second for cost in table) for arrangement, table in tables.items()}
+    crowd = max(rates, key=lambda each: rates[each])
+    fastest = min(lone, key=lambda each: lone[each])
+    if lone[fastest] * WORTH_A_COPY > lone[crowd]:
+        fastest = crowd
+    elif rates[fastest] * WORTH_A_COPY > rates[crowd]:
+        crowd = fastest
+    return Costs(fastest, lone[fastest], crowd, lanes[crowd], tables[crowd])
+
+
+def _table(run: RunBlank, arrangement: Arrangement, lanes: int, sizes: tuple[int, ...]) -> tuple[Cost, ...]:
+    table: list[Cost] = []
+    best = 0.0
+    with ThreadPoolExecutor(lanes, thread_name_prefix="warm-up") as pool:
+        for size in sizes:
+            expected = table[-1].seconds * size / table[-1].size if table else 0.0
+            side_by_side = partial(_on_every_lane, pool, run, size, arrangement, lanes)
+            seconds = _least_seconds(side_by_side, expected) + HAND_OVER_SECONDS
+            rate = lanes * size / seconds
+            used = rate >= best * GAIN
+            table.append(Cost(size, seconds, rate, used))
+            if not used:
+                break
+            best = rate
+    return tuple(table)
+
+
+def _on_every_lane(pool: Executor, run: RunBlank, size: int, arrangement: Arrangement, lanes: int) -> None:
+    wait_for = [pool.submit(run, size, arrangement) for _ in range(lanes)]
+    for done in wait_for:
+        done.result()
+
+
+def _least_seconds(work: Callable[[], object], expected: float = 0.0) -> float:
+    """The least of a few runs; several where the first is slower than expected: it allocated, or chose algorithms."""
+    least = float("inf")
+    total = 0.0
+    for _ in range(MAX_RUNS):
+        started = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - started
+        least = min(least, seconds)
+        total += seconds
+        if total > ENOUGH_SECONDS and least <= 1.5 * (expected or least):
+            break
+    return least

@@ -1,0 +1,61 @@
+"""What the measured table decides, on a machine whose runs take as long as they are told."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from service.costs import Arrangement, Cost, Costs, measure
+
+BOTH: dict[Arrangement, int] = {"together": 1, "spread": 2}
+
+
+def measured(seconds: Callable[[int, Arrangement], float], sizes: tuple[int, ...] = (1, 2, 4, 8)) -> Costs:
+    return measure(lambda size, arrangement: time.sleep(seconds(size, arrangement)), BOTH, sizes, lambda *_: None)
+
+
+def test_a_small_network_is_run_on_one_core_each_with_one_copy_of_the_weights() -> None:
+    costs = measured(lambda size, arrangement: 0.01 * size)
+    assert (costs.lone, costs.crowd, costs.lanes) == ("spread", "spread", 2)
+    assert costs.arrangements == {"spread"}
+
+
+def test_a_large_network_answers_a_lone_image_on_all_cores_and_a_crowd_on_one_core_each() -> None:
+    costs = measured(lambda size, arrangement: size * (0.03 if arrangement == "spread" else 0.02))
+    assert (costs.lone, costs.crowd) == ("together", "spread")
+    assert costs.arrangements == {"together", "spread"}
+    assert costs.lone_seconds < 0.03
+
+
+def test_a_second_copy_of_the_weights_needs_a_reason() -> None:
+    costs = measured(lambda size, arrangement: size * (0.0396 if arrangement == "spread" else 0.02))
+    assert costs.arrangements == {"together"}
+    assert costs.lanes == 1
+
+
+def test_sizes_that_do_not_pay_are_dropped() -> None:
+    costs = measured(lambda size, _: 0.02 if size <= 2 else 0.01 * size)
+    assert costs.sizes == (1, 2)
+    assert [cost.size for cost in costs.table] == [1, 2, 4]
+
+
+def test_every_lane_is_busy_while_a_size_is_timed() -> None:
+    running, most = [0], [0]
+    lock = threading.Lock()
+
+    def run(size: int, arrangement: Arrangement) -> None:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.01)
+        with lock:
+            running[0] -= 1
+
+    measure(run, {"spread": 3}, (1,), lambda *_: None)
+    assert most[0] == 3
+
+
+def test_the_size_with_the_best_rate_that_keeps_a_deadline_is_chosen() -> None:
+    table = (Cost(1, 0.01, 100, True), Cost(2, 0.015, 133, True), Cost(8, 0.05, 160, True), Cost(16, 0.1, 160, False))
+    costs = Costs("together", 0.01, "together", 1, table)
+    assert [costs.largest_within(seconds) for seconds in (1, 0.04, 0.012, 0.001)] == [8, 2, 1, 1]
+    assert [costs.covering(images) for images in (1, 2, 3, 8, 9)] == [1, 2, 8, 8, 9]
