@@ -1,31 +1,29 @@
-"""The Open Inference Protocol v2 (REST) with Triton's binary tensors: bytes -> images, logits -> bytes. Pure.
+"""The Open Inference Protocol v2, whatever carries it: tensors -> images, logits -> tensors. Pure.
 
 A request has one input, the model's: UINT8 `[n, height, width, 3]`, or BYTES `[n]` with an encoded image (JPEG, PNG, …)
-in each element, which the model's own preprocessing then prepares. It is JSON, or JSON followed by the tensor's bytes;
-the header `Inference-Header-Content-Length` says where the JSON ends. The output is FP32 logits `[n, classes]`, or, by
+in each element, which the model's own preprocessing then prepares. The output is FP32 logits `[n, classes]`, or, by
 the classification extension, BYTES `[n, k]` of `value:index:label`.
 
-https://github.com/kserve/open-inference-protocol, Triton's docs/protocol/extension_binary_data.md
+`inference_rest.py` has the form of requests and answers over HTTP, `inference_messages.py` that over gRPC.
+
+https://github.com/kserve/open-inference-protocol
 """
 
 import base64
 import binascii
-import json
 import struct
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, StrictBool, StrictInt, ValidationError
 
-from service.artifact import first_problem
 from service.errors import InternalError, InvalidRequest
 
 LENGTH = struct.Struct("<I")
 RESERVED_PREFIX = "triton_"
 
-Parameters = dict[str, StrictBool | StrictInt | float | str]
+Parameters = dict[str, bool | int | float | str]
 Images = NDArray[np.uint8] | list[bytes]
 
 
@@ -65,62 +63,64 @@ class Inference:
     timeout_us: int
 
 
-class _Input(BaseModel):
+@dataclass(frozen=True)
+class InputTensor:
+    """An input as it came.
+
+    `content` is `bytes` in the protocol's binary form, or else the elements one by one, flat or nested: numbers, or
+    encoded images as bytes or base64; None where there is none.
+    """
+
     name: str
     datatype: str
-    shape: list[Annotated[StrictInt, Field(ge=0)]]
-    parameters: Parameters = {}
-    data: Any = None
+    shape: list[int]
+    content: Any
 
 
-class _Output(BaseModel):
+@dataclass(frozen=True)
+class RequestedOutput:
+    """An output that the caller names, and how it wants it."""
+
     name: str
-    parameters: Parameters = {}
+    parameters: Parameters = field(default_factory=dict)
 
 
-class _Request(BaseModel):
-    id: str = ""
-    parameters: Parameters = {}
-    inputs: list[_Input]
-    outputs: list[_Output] = []
+@dataclass(frozen=True)
+class InferRequest:
+    """A request in the protocol's terms, not yet compared with the model."""
+
+    id: str
+    parameters: Parameters
+    inputs: list[InputTensor]
+    outputs: list[RequestedOutput]
 
 
-def parse(body: bytes, header_length: str | None, signature: Signature) -> Inference:
-    """Understand a request.
+@dataclass(frozen=True)
+class OutputTensor:
+    """An answer: FP32 `[n, classes]`, or BYTES `[n, k]`; `values` are flat."""
 
-    Args:
-        body: what was sent, decompressed.
-        header_length: the header Inference-Header-Content-Length, if there was one.
-        signature: of the model that is asked.
+    name: str
+    datatype: str
+    shape: list[int]
+    values: NDArray[np.float32] | list[str]
+
+    def to_bytes(self) -> bytes:
+        """The protocol's binary form."""
+        if isinstance(self.values, list):
+            return b"".join(LENGTH.pack(len(each)) + each for text in self.values for each in [text.encode()])
+        return self.values.astype("<f4").tobytes()
+
+    def to_list(self) -> list[Any]:
+        """The elements one by one."""
+        return self.values if isinstance(self.values, list) else self.values.tolist()
+
+
+def understand(request: InferRequest, signature: Signature) -> Inference:
+    """What is asked of the model.
 
     Raises:
-        InvalidRequest: what is wrong with it.
+        InvalidRequest: what does not fit the protocol or the model.
     """
-    if header_length is None:
-        return _understand(_read(body), b"", signature)
-    length = int(header_length) if header_length.isascii() and header_length.isdecimal() else -1
-    if not 0 <= length <= len(body):
-        raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {header_length[:32]}")
-    if length == 0:
-        return Inference("", _raw(body, signature), Wanted(binary=True), 0)
-    return _understand(_read(body[:length]), body[length:], signature)
-
-
-def _read(content: bytes) -> _Request:
-    try:
-        return _Request.model_validate_json(content)
-    except ValidationError as error:
-        raise InvalidRequest(f"the request is not valid: {first_problem(error)}") from error
-
-
-def _raw(body: bytes, signature: Signature) -> Images:
-    """The body is the input itself: one image, as pixels or encoded."""
-    if len(body) == signature.image_bytes:
-        return _pixels(np.frombuffer(body, np.uint8), 1, signature)
-    return [body]
-
-
-def _understand(request: _Request, binary: bytes, signature: Signature) -> Inference:
     reserved = [name for name in request.parameters if name.startswith(RESERVED_PREFIX)]
     if reserved:
         raise InvalidRequest(f"parameter {reserved[0]}: names that begin with {RESERVED_PREFIX} are reserved")
@@ -129,50 +129,34 @@ def _understand(request: _Request, binary: bytes, signature: Signature) -> Infer
         raise InvalidRequest(f"the model has one input, {signature.input}; the request has {names}")
     return Inference(
         request.id,
-        _images(request.inputs[0], binary, signature),
+        _images(request.inputs[0], signature),
         _wanted(request, signature),
         _whole_number(request.parameters, "timeout"),
     )
 
 
-def _images(given: _Input, binary: bytes, signature: Signature) -> Images:
-    content = _binary_of(given, binary)
+def _images(given: InputTensor, signature: Signature) -> Images:
     count = given.shape[0] if given.shape else 0
     if not 1 <= count <= signature.max_images:
         raise InvalidRequest(f"input {given.name}: a batch of {count} is not between 1 and {signature.max_images}")
     if given.datatype == "BYTES":
         if given.shape not in ([count], [count, 1]):
             raise InvalidRequest(f"input {given.name}: encoded images have shape [n], got {given.shape}")
-        return _encoded(given, count) if content is None else _elements(content, count, given.name)
+        return _encoded(given, count)
     expected = [count, signature.height, signature.width, signature.channels]
     if given.datatype != "UINT8" or given.shape != expected:
         raise InvalidRequest(
             f"input {given.name} is UINT8 {[-1, *expected[1:]]} or BYTES [-1], got {given.datatype} {given.shape}"
         )
-    values = _numbers(given) if content is None else np.frombuffer(content, np.uint8)
-    return _pixels(values, count, signature)
+    return pixels(_numbers(given), count, signature)
 
 
-def _binary_of(given: _Input, binary: bytes) -> bytes | None:
-    """The bytes behind the JSON that belong to this input; None when its data are in the JSON."""
-    size = given.parameters.get("binary_data_size")
-    if size is None and given.data is None and binary and given.datatype == "BYTES":
-        return binary
-    if size is None:
-        if binary:
-            raise InvalidRequest(f"unexpected additional input data: {len(binary)} bytes")
-        return None
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise InvalidRequest(f"input {given.name}: binary_data_size must be a whole number")
-    if given.data is not None:
-        raise InvalidRequest(f"input {given.name} has both data and binary_data_size")
-    if size != len(binary):
-        what = "unexpected additional input data" if len(binary) > size else "expecting additional bytes"
-        raise InvalidRequest(f"input {given.name}: {what}, got {len(binary)} bytes for binary_data_size {size}")
-    return binary
+def pixels(values: NDArray[np.uint8], count: int, signature: Signature) -> NDArray[np.uint8]:
+    """The images `[n, height, width, 3]` whose bytes these are.
 
-
-def _pixels(values: NDArray[np.uint8], count: int, signature: Signature) -> NDArray[np.uint8]:
+    Raises:
+        InvalidRequest: there are more or fewer of them.
+    """
     if values.size != count * signature.image_bytes:
         raise InvalidRequest(
             f"input {signature.input}: {count * signature.image_bytes} bytes are expected for its shape, "
@@ -181,10 +165,11 @@ def _pixels(values: NDArray[np.uint8], count: int, signature: Signature) -> NDAr
     return values.reshape(count, signature.height, signature.width, signature.channels)
 
 
-def _numbers(given: _Input) -> NDArray[np.uint8]:
-    """JSON numbers, flat or nested."""
+def _numbers(given: InputTensor) -> NDArray[np.uint8]:
+    if isinstance(given.content, bytes):
+        return np.frombuffer(given.content, np.uint8)
     try:
-        values = np.asarray([] if given.data is None else given.data)
+        values = np.asarray([] if given.content is None else given.content)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidRequest(f"input {given.name}: data is neither flat nor nested by its shape") from error
     if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > 255:
@@ -192,16 +177,22 @@ def _numbers(given: _Input) -> NDArray[np.uint8]:
     return values.astype(np.uint8).reshape(-1)
 
 
-def _encoded(given: _Input, count: int) -> list[bytes]:
-    """Encoded images in JSON, which holds no bytes: base64."""
-    data = given.data if isinstance(given.data, list) else []
-    texts = [text for each in data for text in (each if isinstance(each, list) else [each])]
-    if len(texts) != count or not all(isinstance(text, str) for text in texts):
-        raise InvalidRequest(f"input {given.name}: data has {len(texts)} elements, {count} base64 strings are expected")
+def _encoded(given: InputTensor, count: int) -> list[bytes]:
+    if isinstance(given.content, bytes):
+        return _elements(given.content, count, given.name)
+    content = given.content if isinstance(given.content, list) else []
+    images = [image for each in content for image in (each if isinstance(each, list) else [each])]
+    if len(images) != count or not all(isinstance(image, str | bytes) for image in images):
+        raise InvalidRequest(f"input {given.name}: {count} images are expected (base64 in JSON), got {len(images)}")
+    return [image if isinstance(image, bytes) else _from_base64(image, given.name) for image in images]
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    """JSON holds no bytes."""
     try:
-        return [base64.b64decode(text, validate=True) for text in texts]
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"input {given.name}: data is not base64") from error
+        raise InvalidRequest(f"input {name}: data is not base64") from error
 
 
 def _elements(content: bytes, count: int, name: str) -> list[bytes]:
@@ -220,7 +211,7 @@ def _elements(content: bytes, count: int, name: str) -> list[bytes]:
     return found
 
 
-def _wanted(request: _Request, signature: Signature) -> Wanted:
+def _wanted(request: InferRequest, signature: Signature) -> Wanted:
     default = _flag(request.parameters, "binary_data_output")
     if not request.outputs:
         return Wanted(binary=default)
@@ -246,40 +237,18 @@ def _whole_number(parameters: Parameters, name: str) -> int:
     return value
 
 
-def render(
-    logits: NDArray[np.float32], wanted: Wanted, signature: Signature, about: dict[str, str]
-) -> tuple[bytes, int | None]:
-    """The answer for logits `[n, classes]`.
-
-    Args:
-        logits: one row an image.
-        wanted: how to write them.
-        signature: of the model.
-        about: model_name, model_version and id.
-
-    Returns:
-        The body, and the length of the JSON in it where binary data follow.
+def answer(logits: NDArray[np.float32], wanted: Wanted, signature: Signature) -> OutputTensor:
+    """The output for logits `[n, classes]`: themselves, or the classes that were asked for.
 
     Raises:
         InternalError: the model gave NaN or infinity, which no JSON number can say.
     """
     if not np.isfinite(logits).all():
         raise InternalError from ValueError("the model gave logits that are not finite")
-    output: dict[str, Any] = {"name": signature.output, "datatype": "FP32", "shape": list(logits.shape)}
-    data: list[Any] = []
-    binary = b""
-    if wanted.classes:
-        texts = [_ranking(row, wanted.classes, signature.labels) for row in logits]
-        output |= {"datatype": "BYTES", "shape": [len(texts), wanted.classes]}
-        data = [text for row in texts for text in row]
-        binary = b"".join(LENGTH.pack(len(each)) + each for text in data for each in [text.encode()])
-    elif wanted.binary:
-        binary = logits.astype("<f4").tobytes()
-    else:
-        data = logits.reshape(-1).tolist()
-    output |= {"parameters": {"binary_data_size": len(binary)}} if wanted.binary else {"data": data}
-    header = json.dumps({key: value for key, value in about.items() if value} | {"outputs": [output]}).encode()
-    return (header + binary, len(header)) if wanted.binary else (header, None)
+    if not wanted.classes:
+        return OutputTensor(signature.output, "FP32", list(logits.shape), logits.reshape(-1))
+    texts = [text for row in logits for text in _ranking(row, wanted.classes, signature.labels)]
+    return OutputTensor(signature.output, "BYTES", [len(logits), wanted.classes], texts)
 
 
 def _ranking(logits: NDArray[np.float32], classes: int, labels: tuple[str, ...]) -> list[str]:

@@ -15,7 +15,8 @@ from service.compression import accepted, deflate, inflate
 from service.deadlines import before
 from service.errors import InvalidRequest
 from service.exchange import exchange_of
-from service.inference_protocol import Inference, Signature, parse, render
+from service.inference_protocol import Inference, Signature
+from service.inference_rest import parse, render
 from service.pipeline import Order
 from service.repository import ServedModel
 from service.routes.classify import disconnect_of, slowest

@@ -1,0 +1,144 @@
+"""The Open Inference Protocol over HTTP, with Triton's binary tensors: bytes <-> requests and answers. Pure.
+
+A request is JSON, or JSON followed by the tensor's bytes; the header `Inference-Header-Content-Length` says where the
+JSON ends. An answer likewise.
+
+Triton's docs/protocol/extension_binary_data.md
+"""
+
+import json
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, StrictBool, StrictInt, ValidationError
+
+from service.artifact import first_problem
+from service.errors import InvalidRequest
+from service.inference_protocol import (
+    Images,
+    Inference,
+    InferRequest,
+    InputTensor,
+    RequestedOutput,
+    Signature,
+    Wanted,
+    answer,
+    pixels,
+    understand,
+)
+
+_Parameters = dict[str, StrictBool | StrictInt | float | str]
+
+
+class _Input(BaseModel):
+    name: str
+    datatype: str
+    shape: list[Annotated[StrictInt, Field(ge=0)]]
+    parameters: _Parameters = {}
+    data: Any = None
+
+
+class _Output(BaseModel):
+    name: str
+    parameters: _Parameters = {}
+
+
+class _Request(BaseModel):
+    id: str = ""
+    parameters: _Parameters = {}
+    inputs: list[_Input]
+    outputs: list[_Output] = []
+
+
+def parse(body: bytes, header_length: str | None, signature: Signature) -> Inference:
+    """Understand a request.
+
+    Args:
+        body: what was sent, decompressed.
+        header_length: the header Inference-Header-Content-Length, if there was one.
+        signature: of the model that is asked.
+
+    Raises:
+        InvalidRequest: what is wrong with it.
+    """
+    if header_length is None:
+        return understand(_request(_read(body), b""), signature)
+    length = int(header_length) if header_length.isascii() and header_length.isdecimal() else -1
+    if not 0 <= length <= len(body):
+        raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {header_length[:32]}")
+    if length == 0:
+        return Inference("", _raw(body, signature), Wanted(binary=True), 0)
+    return understand(_request(_read(body[:length]), body[length:]), signature)
+
+
+def _read(content: bytes) -> _Request:
+    try:
+        return _Request.model_validate_json(content)
+    except ValidationError as error:
+        raise InvalidRequest(f"the request is not valid: {first_problem(error)}") from error
+
+
+def _raw(body: bytes, signature: Signature) -> Images:
+    """The body is the input itself: one image, as pixels or encoded."""
+    if len(body) == signature.image_bytes:
+        return pixels(np.frombuffer(body, np.uint8), 1, signature)
+    return [body]
+
+
+def _request(sent: _Request, binary: bytes) -> InferRequest:
+    """In the protocol's terms; the bytes behind the JSON are not divided among inputs of which no model has several."""
+    alone = len(sent.inputs) == 1
+    return InferRequest(
+        sent.id,
+        sent.parameters,
+        [
+            InputTensor(each.name, each.datatype, each.shape, _content(each, binary) if alone else None)
+            for each in sent.inputs
+        ],
+        [RequestedOutput(each.name, each.parameters) for each in sent.outputs],
+    )
+
+
+def _content(given: _Input, binary: bytes) -> Any:
+    """The bytes behind the JSON if they belong to this input, otherwise its data in the JSON."""
+    size = given.parameters.get("binary_data_size")
+    if size is None and given.data is None and binary and given.datatype == "BYTES":
+        return binary
+    if size is None:
+        if binary:
+            raise InvalidRequest(f"unexpected additional input data: {len(binary)} bytes")
+        return given.data
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise InvalidRequest(f"input {given.name}: binary_data_size must be a whole number")
+    if given.data is not None:
+        raise InvalidRequest(f"input {given.name} has both data and binary_data_size")
+    if size != len(binary):
+        what = "unexpected additional input data" if len(binary) > size else "expecting additional bytes"
+        raise InvalidRequest(f"input {given.name}: {what}, got {len(binary)} bytes for binary_data_size {size}")
+    return binary
+
+
+def render(
+    logits: NDArray[np.float32], wanted: Wanted, signature: Signature, about: dict[str, str]
+) -> tuple[bytes, int | None]:
+    """The answer for logits `[n, classes]`.
+
+    Args:
+        logits: one row an image.
+        wanted: how to write them.
+        signature: of the model.
+        about: model_name, model_version and id.
+
+    Returns:
+        The body, and the length of the JSON in it where binary data follow.
+
+    Raises:
+        InternalError: the logits are not finite.
+    """
+    tensor = answer(logits, wanted, signature)
+    binary = tensor.to_bytes() if wanted.binary else b""
+    output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    output |= {"parameters": {"binary_data_size": len(binary)}} if wanted.binary else {"data": tensor.to_list()}
+    header = json.dumps({key: value for key, value in about.items() if value} | {"outputs": [output]}).encode()
+    return (header + binary, len(header)) if wanted.binary else (header, None)
