@@ -62,6 +62,10 @@ class Inference:
     wanted: Wanted
     timeout_us: int
 
+    def deadline(self, started: float, limit: float) -> float:
+        """Until when, in seconds: a request that started then may shorten the server's own limit, not lengthen it."""
+        return min(limit, started + self.timeout_us / 1e6) if self.timeout_us else limit
+
 
 @dataclass(frozen=True)
 class InputTensor:

@@ -34,6 +34,18 @@ class Stages:
     finished_at: float = 0.0
 
 
+def slowest(stages: list[Stages]) -> Stages | None:
+    """The stages of a batch as its one request saw them: each as long as the slowest image's."""
+    if not stages:
+        return None
+    return Stages(
+        decode=max(each.decode for each in stages),
+        queue=max(each.queue for each in stages),
+        inference=max(each.inference for each in stages),
+        finished_at=max(each.finished_at for each in stages),
+    )
+
+
 @dataclass(slots=True)
 class Explained:
     """What an explanation needs beside the logits: pixels `[H, W, 3]` and features `[channels, h, w]` of the image.

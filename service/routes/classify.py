@@ -17,7 +17,7 @@ from service.routes.dependencies import Parts, Service
 from service.routes.problems import log_failure
 from service.schemas import MANY_IMAGES, ONE_IMAGE, PROBLEMS, BatchBody, ClassifyBody, ClassifyQuery, ExplainQuery
 from service.settings import Settings
-from service.tickets import Stages
+from service.tickets import slowest
 from service.uploads import read_image, read_images
 
 router = APIRouter(tags=["classification"], responses=PROBLEMS)
@@ -113,18 +113,6 @@ def disconnect_of(request: Request) -> Callable[[], Awaitable[None]]:
             pass
 
     return disconnected
-
-
-def slowest(stages: list[Stages]) -> Stages | None:
-    """The stages of a batch as its one request saw them: each as long as the slowest image's."""
-    if not stages:
-        return None
-    return Stages(
-        decode=max(each.decode for each in stages),
-        queue=max(each.queue for each in stages),
-        inference=max(each.inference for each in stages),
-        finished_at=max(each.finished_at for each in stages),
-    )
 
 
 def _result(result: Answer | ServiceError) -> dict[str, Any]:
