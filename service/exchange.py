@@ -1,5 +1,7 @@
 """What is known of one request while it is answered: its id, its model, its stages."""
 
+import asyncio
+import logging
 import re
 import time
 import uuid
@@ -7,8 +9,11 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from service.metrics import NO_MODEL
+from service.errors import ClientClosed, Draining, InternalError, ServiceError
+from service.metrics import NO_MODEL, Metrics
 from service.tickets import Stages
+
+log = logging.getLogger("service.request")
 
 # Anything a caller sends ends up in log lines and in an answer's header, so only plain tokens are taken over.
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -43,6 +48,45 @@ class Exchange:
     def server_timing(self) -> str:
         """The `Server-Timing` header (W3C): stages and total in milliseconds."""
         return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in self.timing.items())
+
+    def measure(self, metrics: Metrics) -> None:
+        """Count a classification that has ended."""
+        if "respond" in self.timing:
+            metrics.stage("respond", self.timing["respond"])
+        if self.error_code:
+            metrics.rejected(self.error_code)
+        metrics.answered(self.model, self.version, self.status, self.timing.get("total", 0.0))
+
+    def log_line(self, level: int, method: str, target: str) -> None:
+        """Write the one line about this request; `method` is HTTP's, or gRPC."""
+        log.log(
+            level,
+            "%s %r %d %s",
+            method,
+            target,
+            self.status,
+            self.error_code,
+            extra={
+                "request_id": self.request_id,
+                "status": self.status,
+                "code": self.error_code,
+                "model": self.model,
+                "version": self.version,
+                "ms": {stage: round(seconds * 1000, 3) for stage, seconds in self.timing.items()},
+            },
+        )
+
+    def log_failure(self, error: ServiceError) -> None:
+        """The reason of a failure of ours, with its traceback, under the request id that the caller was given."""
+        if error.status == 500:
+            log.error("request failed", exc_info=error, extra={"request_id": self.request_id})
+
+    def unexpected(self, error: BaseException, *, draining: bool) -> ServiceError:
+        """What the caller is told when its task was cancelled or ended in a bug of ours, which is logged."""
+        if isinstance(error, asyncio.CancelledError):
+            return Draining(retry_after=1) if draining else ClientClosed()
+        log.error("unhandled error", exc_info=error, extra={"request_id": self.request_id})
+        return InternalError()
 
 
 def request_id(sent: str | None) -> str:

@@ -10,12 +10,9 @@ import logging
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ClientClosed, Draining, InternalError, ServiceError
 from service.exchange import Exchange, request_id, speaks_inference_protocol
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
-
-log = logging.getLogger("service.request")
 
 CLASSIFICATION_PATHS = frozenset({"/classify", "/classify/batch"})
 
@@ -62,11 +59,7 @@ class ExchangeMiddleware:
             headers["connection"] = "close"
 
     async def _answer_failure(self, error: BaseException, exchange: Exchange, scope: Scope, send: Send) -> None:
-        failure: ServiceError = InternalError()
-        if isinstance(error, asyncio.CancelledError):
-            failure = Draining(retry_after=1) if self._lifecycle.draining else ClientClosed()
-        else:
-            log.error("unhandled error", exc_info=error, extra={"request_id": exchange.request_id})
+        failure = exchange.unexpected(error, draining=self._lifecycle.draining)
         if exchange.status:
             raise error
         exchange.error_code = failure.code
@@ -84,27 +77,5 @@ class ExchangeMiddleware:
     def _record(self, scope: Scope, exchange: Exchange) -> None:
         classification = scope["method"] == "POST" and _classifies(scope["path"])
         if classification:
-            self._measure(exchange)
-        log.log(
-            logging.INFO if classification else logging.DEBUG,
-            "%s %r %d %s",
-            scope["method"],
-            scope["path"],
-            exchange.status,
-            exchange.error_code,
-            extra={
-                "request_id": exchange.request_id,
-                "status": exchange.status,
-                "code": exchange.error_code,
-                "model": exchange.model,
-                "version": exchange.version,
-                "ms": {stage: round(seconds * 1000, 3) for stage, seconds in exchange.timing.items()},
-            },
-        )
-
-    def _measure(self, exchange: Exchange) -> None:
-        if "respond" in exchange.timing:
-            self._metrics.stage("respond", exchange.timing["respond"])
-        if exchange.error_code:
-            self._metrics.rejected(exchange.error_code)
-        self._metrics.answered(exchange.model, exchange.version, exchange.status, exchange.timing.get("total", 0.0))
+            exchange.measure(self._metrics)
+        exchange.log_line(logging.INFO if classification else logging.DEBUG, scope["method"], scope["path"])

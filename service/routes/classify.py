@@ -14,7 +14,6 @@ from service.exchange import exchange_of
 from service.pipeline import Answer, Order, Question
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service
-from service.routes.problems import log_failure
 from service.schemas import MANY_IMAGES, ONE_IMAGE, PROBLEMS, BatchBody, ClassifyBody, ClassifyQuery, ExplainQuery
 from service.settings import Settings
 from service.tickets import slowest
@@ -49,7 +48,7 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
         results = await service.pipeline.classify_many(images, order)
     for failure in results:
         if isinstance(failure, ServiceError):
-            log_failure(request, failure)
+            exchange_of(request).log_failure(failure)
     exchange_of(request).stages = slowest([each.stages for each in results if isinstance(each, Answer)])
     return JSONResponse(
         {

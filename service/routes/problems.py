@@ -1,7 +1,5 @@
 """Every error leaves as `application/problem+json` (RFC 9457) with a stable code; under `/v2` as `{"error": …}`."""
 
-import logging
-
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -11,26 +9,19 @@ from service.compression import CODINGS
 from service.errors import InvalidParameter, ServiceError, UnsupportedContentEncoding, problem
 from service.exchange import exchange_of, speaks_inference_protocol
 
-log = logging.getLogger(__name__)
-
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 async def on_service_error(request: Request, error: Exception) -> JSONResponse:
     """Our own errors carry their status, code and detail."""
     assert isinstance(error, ServiceError)  # noqa: S101  registered for this class only
-    exchange_of(request).error_code = error.code
-    log_failure(request, error)
+    exchange = exchange_of(request)
+    exchange.error_code = error.code
+    exchange.log_failure(error)
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
     if isinstance(error, UnsupportedContentEncoding):
         headers["accept-encoding"] = ", ".join(CODINGS)
     return _respond(request, error.problem(), headers)
-
-
-def log_failure(request: Request, error: ServiceError) -> None:
-    """The reason of a failure of ours, with its traceback, under the request id that the caller was given."""
-    if error.status == 500:
-        log.error("request failed", exc_info=error, extra={"request_id": exchange_of(request).request_id})
 
 
 async def on_invalid_request(request: Request, error: Exception) -> JSONResponse:
