@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from service.cpus import available_cpus
 from service.errors import ServiceError
+from service.grpc_server import grpc_listening
 from service.intake import Intake
 from service.lifecycle import FAILED, READY, Lifecycle
 from service.loading import Location, RepositoryError, describe_failure, discover, load
@@ -54,7 +55,8 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # The port opens at once and the probes tell the phase, so the models are loaded beside, not before.
         loading = asyncio.create_task(_take_into_service(settings, open_backend, repository, lifecycle))
-        yield
+        async with grpc_listening(app.state.parts):
+            yield
         loading.cancel()
         await repository.close(lifecycle.grace(settings.drain_timeout_ms / 1000))
         pool.shutdown(wait=False, cancel_futures=True)

@@ -36,7 +36,7 @@ def signature_of(model: ServedModel, max_images: int) -> Signature:
 
 def server_metadata() -> dict[str, Any]:
     """Name, version and extensions of the server."""
-    return {"name": NAME, "version": package_version(NAME), "extensions": EXTENSIONS}
+    return {"name": NAME, "version": package_version(NAME), "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(model: ServedModel, signature: Signature, repository: Repository) -> dict[str, Any]:

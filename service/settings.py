@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     default_model: str = Field("", description="model for requests that name none, where several are served")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="port of the Open Inference Protocol over gRPC; 0 opens none"
+    )
     device: Device = Field("auto", description="auto, cpu, cuda or tensorrt; only auto ever chooses the CPU by itself")
     threads: NotNegative = Field(
         0, description="CPU threads of the model and of decoding each; 0 takes the CPUs granted"

@@ -1,0 +1,123 @@
+"""Around every gRPC call, as `middleware.py` around HTTP: request id, status, log line, metrics, and the last net."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from service.errors import Draining, InvalidRequest, ServiceError
+from service.exchange import Exchange, request_id
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+
+SERVICE = "inference.GRPCInferenceService"
+CLASSIFICATION = "ModelInfer"
+REQUEST_ID = "x-request-id"
+STATUS = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    415: grpc.StatusCode.INVALID_ARGUMENT,
+    422: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a method may know of the call that it answers; `bytes` is the size of its message."""
+
+    exchange: Exchange
+    bytes: int
+    context: grpc.aio.ServicerContext
+
+    @property
+    def deadline(self) -> float:
+        """The caller's own, in seconds of `time.monotonic()`."""
+        remaining = self.context.time_remaining()
+        return math.inf if remaining is None else time.monotonic() + remaining
+
+    async def disconnected(self) -> None:
+        """Does not end: gRPC cancels the task of a call that its caller has given up."""
+        await asyncio.get_running_loop().create_future()
+
+
+Method = Callable[[Any, Call], Awaitable[Any]]
+
+
+class Calls:
+    """Opens an Exchange for each call and closes it with metadata, one log line and the call's metrics."""
+
+    def __init__(self, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self.closing = False
+
+    def handler(self, name: str, method: Method) -> grpc.RpcMethodHandler:
+        """What gRPC calls for the method of this name; messages are bytes here, so that a broken one is our error."""
+        request_type = getattr(service_pb2, f"{name}Request")
+
+        async def answer(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            exchange = Exchange(request_id(dict(context.invocation_metadata()).get(REQUEST_ID)))
+            try:
+                self._refuse_when_closing(name)
+                message = await method(_read(request_type, body), Call(exchange, len(body), context))
+                exchange.finish(200)
+                context.set_trailing_metadata(((REQUEST_ID, exchange.request_id),))
+                return bytes(message.SerializeToString())
+            except (Exception, asyncio.CancelledError) as error:
+                failure = self._failure(error, exchange)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                return await _refuse(context, failure, exchange)
+            finally:
+                self._record(name, exchange)
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    def _refuse_when_closing(self, name: str) -> None:
+        if self.closing and name == CLASSIFICATION:
+            raise Draining
+
+    def _failure(self, error: BaseException, exchange: Exchange) -> ServiceError:
+        if isinstance(error, ServiceError):
+            failure = error
+            exchange.log_failure(error)
+        else:
+            failure = exchange.unexpected(error, draining=self._lifecycle.draining)
+        exchange.error_code = failure.code
+        exchange.finish(failure.status)
+        return failure
+
+    def _record(self, name: str, exchange: Exchange) -> None:
+        if name == CLASSIFICATION:
+            exchange.measure(self._metrics)
+        exchange.log_line(logging.INFO if name == CLASSIFICATION else logging.DEBUG, "gRPC", f"/{SERVICE}/{name}")
+
+
+def _read(request_type: Any, body: bytes) -> Any:
+    try:
+        return request_type.FromString(body)
+    except DecodeError as error:
+        raise InvalidRequest(f"the message is not an {request_type.DESCRIPTOR.full_name}") from error
+
+
+async def _refuse(context: grpc.aio.ServicerContext, failure: ServiceError, exchange: Exchange) -> bytes:
+    metadata = [(REQUEST_ID, exchange.request_id)]
+    if failure.retry_after is not None:
+        metadata.append(("retry-after", str(failure.retry_after)))
+    await context.abort(STATUS[failure.status], failure.detail, tuple(metadata))
+    raise AssertionError("abort raises")
