@@ -9,27 +9,29 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
+from service.access import Keys
+from service.control import Control
 from service.cpus import available_cpus
 from service.errors import ServiceError
 from service.grpc_server import grpc_listening
 from service.intake import Intake
-from service.lifecycle import FAILED, READY, Lifecycle
-from service.loading import Location, RepositoryError, describe_failure, discover, load
+from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.middleware import ExchangeMiddleware
 from service.pipeline import Pipeline
 from service.repository import Repository
 from service.routes import classify, health, inference_v2, models, page
-from service.routes.dependencies import Parts
+from service.routes.dependencies import Parts, authorised
 from service.routes.problems import on_http_error, on_invalid_request, on_service_error
-from service.runtime import DeviceError, OpenBackend, open_onnx
+from service.runtime import OpenBackend, open_onnx
 from service.settings import Settings
+from service.splits import parse_splits
 from service.unread import UnreadBodyMiddleware
 
 log = logging.getLogger(__name__)
@@ -47,14 +49,15 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     threads = settings.threads or available_cpus()
     open_backend = backend or partial(open_onnx, device=settings.device, threads=threads, spread=True)
     lifecycle, metrics = Lifecycle(), Metrics(CollectorRegistry())
-    repository = Repository(metrics, settings.max_queue)
+    repository = Repository(metrics, settings.max_queue, parse_splits(settings.canary, whole=False))
+    control = Control(settings, open_backend, repository, lifecycle)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     pipeline = Pipeline(pool, settings.max_image_pixels, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # The port opens at once and the probes tell the phase, so the models are loaded beside, not before.
-        loading = asyncio.create_task(_take_into_service(settings, open_backend, repository, lifecycle))
+        loading = asyncio.create_task(_take_into_service(settings, control, repository, lifecycle))
         async with grpc_listening(app.state.parts):
             yield
         loading.cancel()
@@ -77,61 +80,37 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
             HTTPException: on_http_error,
         },
     )
-    app.state.parts = Parts(settings, lifecycle, metrics, repository, pipeline, Intake(settings.max_intake_bytes))
+    app.state.parts = Parts(
+        settings,
+        lifecycle,
+        metrics,
+        repository,
+        control,
+        pipeline,
+        Intake(settings.max_intake_bytes),
+        Keys(settings.api_keys.get_secret_value()),
+    )
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ExchangeMiddleware, lifecycle=lifecycle, metrics=metrics)
-    for routes in (classify, models, health, inference_v2, page):
-        app.include_router(routes.router)
+    for open_to_all in (health.router, inference_v2.probes, page.router):
+        app.include_router(open_to_all)
+    for guarded in (classify.router, models.router, inference_v2.router):
+        app.include_router(guarded, dependencies=[Depends(authorised)])
     app.mount("/page", page.assets)
     return app
 
 
 async def _take_into_service(
-    settings: Settings, open_backend: OpenBackend, repository: Repository, lifecycle: Lifecycle
+    settings: Settings, control: Control, repository: Repository, lifecycle: Lifecycle
 ) -> None:
-    """Load, prove and admit every model, then be ready; without a single one, or without the device, give up."""
-    try:
-        for location in discover(settings.models):
-            await _admit(location, settings.max_batch_size, open_backend, repository, lifecycle)
-    except (RepositoryError, DeviceError) as error:
-        lifecycle.fail(str(error))
-        return
-    except Exception as error:  # otherwise the server would stay in its loading phase for ever
-        log.critical("loading failed", exc_info=error)
-        lifecycle.fail(f"loading failed: {describe_failure(error)}")
-        return
-    repository.loading = False
-    reasons = "; ".join(f"{location}: {reason}" for location, reason in repository.failed.items())
-    if not list(repository):
-        lifecycle.fail(f"no model can be served: {reasons}")
-    elif reasons:
-        lifecycle.enter(FAILED, reasons)
-    else:
-        lifecycle.enter(READY)
+    await control.start()
+    if lifecycle.ready:
         log.info("ready: %s", ", ".join(f"{each.name} version {each.version} on {each.device}" for each in repository))
         if settings.example_image:
             log.info("open %s/ or try:\n\n  %s\n", settings.url, _curl(settings))
+    if settings.model_control == "poll" and not lifecycle.fatal:
+        await control.watch()
 
 
 def _curl(settings: Settings) -> str:
     return f"curl -F file=@{shlex.quote(settings.example_image)} {settings.url}/classify"
-
-
-async def _admit(
-    location: Location,
-    max_batch: int,
-    open_backend: OpenBackend,
-    repository: Repository,
-    lifecycle: Lifecycle,
-) -> None:
-    lifecycle.enter("loading", str(location))
-    try:
-        loaded = await asyncio.to_thread(
-            load, location, open_backend, max_batch, lambda phase: lifecycle.enter(phase, str(location))
-        )
-    except DeviceError:
-        raise
-    except Exception as error:  # whatever is wrong with one model, the others are served
-        repository.refuse(location, describe_failure(error))
-    else:
-        repository.admit(loaded, lifecycle.fail)

@@ -57,6 +57,11 @@ class InvalidRequest(ServiceError):
     status, code = 400, "invalid_request"
 
 
+class Unauthorized(ServiceError):
+    status, code = 401, "unauthorized"
+    detail = "Send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+
+
 class UnknownModel(ServiceError):
     status, code = 404, "unknown_model"
 
@@ -131,7 +136,7 @@ class DeadlineExceeded(ServiceError):
 
 
 ERRORS: tuple[type[ServiceError], ...] = (
-    UndecodableImage, EmptyBody, MalformedMultipart, InvalidRequest, UnknownModel, BodyTooLarge, ImageTooLarge,
-    UnsupportedMediaType, UnsupportedContentEncoding, InvalidParameter, Overloaded, ClientClosed, InternalError,
-    Starting, Draining, ModelUnavailable, DeadlineExceeded,
+    UndecodableImage, EmptyBody, MalformedMultipart, InvalidRequest, Unauthorized, UnknownModel, BodyTooLarge,
+    ImageTooLarge, UnsupportedMediaType, UnsupportedContentEncoding, InvalidParameter, Overloaded, ClientClosed,
+    InternalError, Starting, Draining, ModelUnavailable, DeadlineExceeded,
 )  # fmt: skip

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from service.access import Keys
 from service.errors import Draining, InvalidRequest, ServiceError
 from service.exchange import Exchange, request_id
 from service.lifecycle import Lifecycle
@@ -19,6 +20,7 @@ from service.metrics import Metrics
 
 SERVICE = "inference.GRPCInferenceService"
 CLASSIFICATION = "ModelInfer"
+PROBES = frozenset({"ServerLive", "ServerReady"})
 REQUEST_ID = "x-request-id"
 STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -30,7 +32,6 @@ STATUS = {
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
     500: grpc.StatusCode.INTERNAL,
-    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -61,9 +62,10 @@ Method = Callable[[Any, Call], Awaitable[Any]]
 class Calls:
     """Opens an Exchange for each call and closes it with metadata, one log line and the call's metrics."""
 
-    def __init__(self, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, keys: Keys) -> None:
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._keys = keys
         self.closing = False
 
     def handler(self, name: str, method: Method) -> grpc.RpcMethodHandler:
@@ -71,8 +73,11 @@ class Calls:
         request_type = getattr(service_pb2, f"{name}Request")
 
         async def answer(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
-            exchange = Exchange(request_id(dict(context.invocation_metadata()).get(REQUEST_ID)))
+            metadata = dict(context.invocation_metadata())
+            exchange = Exchange(request_id(metadata.get(REQUEST_ID)))
             try:
+                if name not in PROBES:
+                    self._keys.check(metadata)
                 self._refuse_when_closing(name)
                 message = await method(_read(request_type, body), Call(exchange, len(body), context))
                 exchange.finish(200)

@@ -59,7 +59,7 @@ class GrpcServer:
         from service.grpc_calls import SERVICE, Calls
         from service.inference_grpc import InferenceService
 
-        self._calls = Calls(parts.lifecycle, parts.metrics)
+        self._calls = Calls(parts.lifecycle, parts.metrics, parts.keys)
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", parts.settings.max_request_bytes + MESSAGE_OVERHEAD),

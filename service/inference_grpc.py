@@ -24,16 +24,10 @@ from service.inference_protocol import Signature
 from service.pipeline import Order
 from service.repository import ServedModel
 from service.routes.dependencies import Parts
-from service.tickets import slowest
+from service.tickets import Priority, slowest
 
 # Longer ones are no version's: models are counted from 1.
 VERSION_DIGITS = 9
-
-
-class NotOffered(ServiceError):
-    """A method of the protocol that this server does not have."""
-
-    status, code = 501, "not_offered"
 
 
 class InferenceService:
@@ -94,24 +88,27 @@ class InferenceService:
         return ParseDict({"models": models}, service_pb2.RepositoryIndexResponse())
 
     async def _load(self, message: Any, _: Call) -> Any:
-        raise NotOffered(f"explicit load of {message.model_name[:64]} is not offered over gRPC")
+        await self._service.control.load(message.model_name, _stated_version(message))
+        return service_pb2.RepositoryModelLoadResponse()
 
     async def _unload(self, message: Any, _: Call) -> Any:
-        raise NotOffered(f"explicit unload of {message.model_name[:64]} is not offered over gRPC")
+        await self._service.control.unload(message.model_name, _stated_version(message))
+        return service_pb2.RepositoryModelUnloadResponse()
 
     async def _infer(self, message: Any, call: Call) -> Any:
         """Logits or classes for a batch of images."""
         service, exchange = self._service, call.exchange
-        model = service.repository.find(message.model_name, _version(message.model_version))
+        model = service.repository.find(message.model_name, _version(message.model_version), exchange.request_id)
         exchange.model, exchange.version = model.name, str(model.version)
-        model.batcher.refuse_when_full()
         signature = self._signature(model)
         limit = min(exchange.started + service.settings.request_timeout_ms / 1000, call.deadline)
-        with service.intake.open() as share:
+        with model.held(), service.intake.open() as share:
+            model.batcher.refuse_when_full(Priority.HIGH)  # its own is in the message
             share.take(call.bytes)
             async with before(limit):
                 asked = await service.pipeline.aside(lambda: parse(message, signature))
-            order = Order(model, 1, asked.deadline(exchange.started, limit), call.disconnected)
+            deadline = asked.deadline(exchange.started, limit)
+            order = Order(model, 1, deadline, call.disconnected, asked.priority)
             logits, stages = await service.pipeline.infer(asked.images, order)
         exchange.stages = slowest(stages)
         about = {"model_name": model.name, "model_version": str(model.version), "id": asked.id}
@@ -122,6 +119,11 @@ class InferenceService:
 
     def _signature(self, model: ServedModel) -> Signature:
         return signature_of(model, self._service.settings.max_request_images)
+
+
+def _stated_version(message: Any) -> int | None:
+    """The parameter `version` of a load or unload; all versions where there is none."""
+    return message.parameters["version"].int64_param if "version" in message.parameters else None
 
 
 def _version(text: str) -> int | None:

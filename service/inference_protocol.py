@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InternalError, InvalidRequest
+from service.tickets import Priority
 
 LENGTH = struct.Struct("<I")
 RESERVED_PREFIX = "triton_"
@@ -55,12 +56,18 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Inference:
-    """A request that was understood; `timeout_us` is 0 where it states none."""
+    """A request that was understood; `timeout_us` and `level` (1 is the highest) are 0 where it states none."""
 
     id: str
     images: Images
     wanted: Wanted
-    timeout_us: int
+    timeout_us: int = 0
+    level: int = 0
+
+    @property
+    def priority(self) -> Priority:
+        """Triton's levels, of which this server has three."""
+        return {0: Priority.NORMAL, 1: Priority.HIGH, 2: Priority.NORMAL}.get(self.level, Priority.LOW)
 
     def deadline(self, started: float, limit: float) -> float:
         """Until when, in seconds: a request that started then may shorten the server's own limit, not lengthen it."""
@@ -136,6 +143,7 @@ def understand(request: InferRequest, signature: Signature) -> Inference:
         _images(request.inputs[0], signature),
         _wanted(request, signature),
         _whole_number(request.parameters, "timeout"),
+        _whole_number(request.parameters, "priority"),
     )
 
 

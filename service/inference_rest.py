@@ -44,6 +44,10 @@ class _Output(BaseModel):
     parameters: _Parameters = {}
 
 
+class _Control(BaseModel):
+    parameters: _Parameters = {}
+
+
 class _Request(BaseModel):
     id: str = ""
     parameters: _Parameters = {}
@@ -68,8 +72,27 @@ def parse(body: bytes, header_length: str | None, signature: Signature) -> Infer
     if not 0 <= length <= len(body):
         raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {header_length[:32]}")
     if length == 0:
-        return Inference("", _raw(body, signature), Wanted(binary=True), 0)
+        return Inference("", _raw(body, signature), Wanted(binary=True))
     return understand(_request(_read(body[:length]), body[length:]), signature)
+
+
+def parse_control(body: bytes) -> int | None:
+    """The version that a load or unload names among its parameters, or None for all.
+
+    Raises:
+        InvalidRequest: the body is not valid, or brings a model or a configuration of its own.
+    """
+    try:
+        parameters = _Control.model_validate_json(body).parameters
+    except ValidationError as error:
+        raise InvalidRequest(f"the request is not valid: {first_problem(error)}") from error
+    foreign = [name for name in parameters if name == "config" or name.startswith("file:")]
+    if foreign:
+        raise InvalidRequest(f"parameter {foreign[0][:64]}: a model is loaded from the folder as it is")
+    version = parameters.get("version")
+    if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
+        raise InvalidRequest("parameter version must be a whole number")
+    return version
 
 
 def _read(content: bytes) -> _Request:

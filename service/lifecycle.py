@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 LOADING = "loading"
 READY = "ready"
 FAILED = "failed"
+EMPTY = "empty"
 DRAINING = "draining"
 
 

@@ -96,6 +96,12 @@ class Metrics:
         self._model_load_seconds = Gauge(
             "model_load_seconds", "From opening the file to ready.", ["model", "version"], registry=registry
         )
+        self._load_failures = Counter(
+            "model_load_failures",
+            "Loads that failed; the version in service, if there is one, goes on.",
+            ["model", "version"],
+            registry=registry,
+        )
         self._golden_diff = Gauge(
             "model_golden_max_abs_diff",
             "Largest difference from the trained model's logits at the last replay.",
@@ -150,6 +156,15 @@ class Metrics:
         self._model_load_seconds.labels(model, version).set(seconds)
         if golden_max_abs_diff is not None:
             self._golden_diff.labels(model, version).set(golden_max_abs_diff)
+
+    def out_of_service(self, model: str, version: int) -> None:
+        """Forget the gauges of a version that is no longer served."""
+        for gauge in (self._model_info, self._model_load_seconds, self._golden_diff, self._batch_seconds):
+            gauge.remove_by_labels({"model": str(model), "version": str(version)})
+
+    def load_failed(self, model: str, version: int) -> None:
+        """Count a load that failed."""
+        self._load_failures.labels(model, version).inc()
 
     def costs(self, model: str, version: int, costs: Costs) -> None:
         """Record what the batches of a model cost at warm-up."""

@@ -25,7 +25,7 @@ from service.errors import ClientClosed, DeadlineExceeded, InternalError, Servic
 from service.image import preprocess
 from service.metrics import Metrics
 from service.repository import ServedModel
-from service.tickets import Logits, Pixels, Stages, Ticket
+from service.tickets import Logits, Pixels, Priority, Stages, Ticket
 
 Result = TypeVar("Result")
 
@@ -40,12 +40,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Order:
-    """What a caller asked of a model: how many labels, until when, how to notice that it hung up, and whether why."""
+    """What a caller asked of a model: how many labels, until when, how urgently, and whether why."""
 
     model: ServedModel
     top_k: int
     deadline: float
     disconnected: Callable[[], Awaitable[None]]
+    priority: Priority = Priority.NORMAL
     why: Question | None = None
 
 
@@ -94,7 +95,7 @@ class Pipeline:
         if isinstance(images, list):
             tickets = self._admit(images, order)
         else:
-            tickets = order.model.batcher.reserve(order.deadline, len(images))
+            tickets = order.model.batcher.reserve(order.deadline, len(images), priority=order.priority)
             order.model.batcher.enqueue_all(dict(zip(tickets, images, strict=True)))
         with _abandoned_on_disconnect(tickets, order):
             try:
@@ -112,7 +113,9 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def _admit(self, images: Sequence[bytes], order: Order) -> list[Ticket]:
-        tickets = order.model.batcher.reserve(order.deadline, len(images), explained=order.why is not None)
+        tickets = order.model.batcher.reserve(
+            order.deadline, len(images), priority=order.priority, explained=order.why is not None
+        )
         for encoded, ticket in zip(images, tickets, strict=True):
             self._pool.submit(self._decode, encoded, ticket, order.model)
         return tickets

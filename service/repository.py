@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from service.artifact import ModelCard
 from service.batching import Batcher
@@ -13,13 +15,14 @@ from service.errors import InvalidParameter, ModelUnavailable, Starting, Unknown
 from service.loading import LoadedModel, Location
 from service.metrics import Metrics
 from service.runtime import Backend
+from service.splits import Alias, Split, Version
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ServedModel:
-    """A loaded model with its queue: what a request is routed to."""
+    """A loaded model with its queue: what a request is routed to, and holds until it is answered."""
 
     name: str
     version: int
@@ -30,15 +33,44 @@ class ServedModel:
     golden_max_abs_diff: float | None
     batcher: Batcher
     backend: Backend
+    _holders: int = 0
+    _released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the model in memory and its queue open, also when another takes its place meanwhile."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._released.set()
+
+    async def retire(self, grace: float) -> None:
+        """Answer the requests that hold it, then free its memory; after `grace` seconds what is left gets 503."""
+        give_up = time.monotonic() + grace
+        while self._holders and time.monotonic() < give_up:
+            self._released.clear()
+            try:
+                await asyncio.wait_for(self._released.wait(), give_up - time.monotonic())
+            except TimeoutError:
+                log.warning("%s version %d goes with %d requests unanswered", self.name, self.version, self._holders)
+        await self.batcher.stop(max(0.1, give_up - time.monotonic()))
+        self.backend.close()
 
 
 class Repository:
-    """The models in service, and why the others are not."""
+    """The models in service, and why the others are not. Used on the event loop only."""
 
-    def __init__(self, metrics: Metrics, max_queue: int) -> None:
+    def __init__(self, metrics: Metrics, max_queue: int, canaries: Mapping[str, Split] | None = None) -> None:
+        """`canaries`: by model, which share of the requests that name no version goes to another one."""
         self._metrics = metrics
         self._max_queue = max_queue
+        self._canaries = canaries or {}
         self._served: dict[tuple[str, int], ServedModel] = {}
+        self._retiring: set[ServedModel] = set()
+        self.aliases: dict[str, dict[Alias, int]] = {}
         self.failed: dict[Location, str] = {}
         self.loading = True
         metrics.watch(self._waiting, self._in_flight)
@@ -47,8 +79,14 @@ class Repository:
         """The served models, by name and version."""
         return iter([self._served[key] for key in sorted(self._served)])
 
-    def find(self, name: str, version: int | None) -> ServedModel:
-        """The model a request asks for: the highest version by default, and the only model when the name is empty.
+    def find(self, name: str, version: Version | None = None, key: str = "") -> ServedModel:
+        """The model a request asks for; it must be held before the event loop turns.
+
+        Args:
+            name: may be empty where only one model is known.
+            version: or an alias; where it is None: the canary's for its share of the callers, then that of the alias
+                `stable`, then the highest.
+            key: the caller's, which decides whether it is among that share; nobody without a key is.
 
         Raises:
             Starting: models are still being loaded and this one may be among them.
@@ -57,14 +95,27 @@ class Repository:
             UnknownModel: there is no such model or version.
         """
         name = name or self._only_name()
-        versions = [model for model in self if model.name == name and version in (None, model.version)]
-        if versions:
-            return versions[-1]
+        served = self._default(name, key) if version is None else self.version_of(name, version)
+        if served is not None:
+            return served
         if self.loading:
             raise Starting
         if any(each.name == name and version in (None, each.version) for each in self.failed):
             raise ModelUnavailable
         raise UnknownModel("There is no such model or version here; GET /models lists what is served.")
+
+    def version_of(self, name: str, version: Version) -> ServedModel | None:
+        """A version, or the one an alias stands for, if it is served."""
+        number = version if isinstance(version, int) else self.aliases.get(name, {}).get(version, 0)
+        return self._served.get((name, number))
+
+    def _default(self, name: str, key: str) -> ServedModel | None:
+        canary = self._canaries.get(name)
+        if canary and key and canary.takes(key) and (served := self.version_of(name, canary.version)):
+            return served
+        if stable := self.version_of(name, "stable"):
+            return stable
+        return max((model for model in self if model.name == name), key=lambda each: each.version, default=None)
 
     def names(self) -> list[str]:
         """The names of all models, in service or not."""
@@ -74,12 +125,14 @@ class Repository:
         names = self.names()
         if len(names) > 1:
             raise InvalidParameter(f"model: several models are served; name one of {', '.join(names)}.")
-        if self.loading or not names:
+        if self.loading:
             raise Starting
+        if not names:
+            raise ModelUnavailable
         return names[0]
 
-    def admit(self, model: LoadedModel, on_death: Callable[[str], None]) -> None:
-        """Take a loaded model into service. To be called on the event loop."""
+    def admit(self, model: LoadedModel, on_death: Callable[[str], None]) -> ServedModel | None:
+        """Take a loaded model into service; what it replaces is no longer found and has to be retired."""
         name, version, card = model.location.name, model.location.version, model.card
         batcher = Batcher(
             str(model.location),
@@ -89,10 +142,11 @@ class Repository:
             metrics=self._metrics,
             fixed_sizes=model.backend.device != "cpu",
         )
-        self._metrics.in_service(model.location.name, version, card, model.backend.device)
+        batcher.start(asyncio.get_running_loop(), on_death)
+        replaced = self.withdraw(name, version)
+        self._metrics.in_service(name, version, card, model.backend.device)
         self._metrics.loaded(name, version, model.seconds, model.golden_max_abs_diff)
         self._metrics.costs(name, version, model.costs)
-        batcher.start(asyncio.get_running_loop(), on_death)
         self._served[name, version] = ServedModel(
             name=name,
             version=version,
@@ -104,20 +158,39 @@ class Repository:
             batcher=batcher,
             backend=model.backend,
         )
+        self.failed.pop(model.location, None)
+        return replaced
+
+    def withdraw(self, name: str, version: int) -> ServedModel | None:
+        """Route no more requests to a version; it has to be retired."""
+        served = self._served.pop((name, version), None)
+        if served is not None:
+            self._metrics.out_of_service(name, version)
+        return served
+
+    async def retire(self, model: ServedModel, grace: float) -> None:
+        """Answer what a withdrawn model still has to answer, and free it."""
+        self._retiring.add(model)
+        try:
+            await model.retire(grace)
+        finally:
+            self._retiring.discard(model)
 
     def refuse(self, location: Location, reason: str) -> None:
-        """Note that a model cannot be served, and why."""
+        """Note that a model cannot be loaded, and why; a version in service goes on."""
         self.failed[location] = reason
-        log.error("%s is not served: %s", location, reason)
+        self._metrics.load_failed(location.name, location.version)
+        log.error("%s is not loaded: %s", location, reason)
 
     async def close(self, grace: float) -> None:
         """Answer what is queued, then free every model."""
-        await asyncio.gather(*(model.batcher.stop(grace) for model in self))
-        for model in self:
+        models = [*self, *self._retiring]
+        await asyncio.gather(*(model.batcher.stop(grace) for model in models))
+        for model in models:
             model.backend.close()
 
     def _waiting(self) -> int:
-        return sum(model.batcher.waiting for model in self)
+        return sum(model.batcher.waiting for model in [*self, *self._retiring])
 
     def _in_flight(self) -> int:
-        return sum(model.batcher.waiting + model.batcher.running for model in self)
+        return sum(model.batcher.waiting + model.batcher.running for model in [*self, *self._retiring])

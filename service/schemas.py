@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.splits import Alias
+
 MAX_TIMEOUT_MS = 600_000
 
 
@@ -12,7 +14,10 @@ class ModelQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Annotated[int | None, Field(ge=1, description="The highest version when absent.")] = None
+    version: Annotated[
+        Annotated[int, Field(ge=1)] | Alias | None,
+        Field(description="Or an alias; when absent, what `stable` stands for, else the highest version."),
+    ] = None
 
 
 class ClassifyQuery(ModelQuery):
@@ -30,6 +35,17 @@ class ExplainQuery(ClassifyQuery):
         Literal["cam"] | None, Field(description="`cam`: the class activation map (Zhou et al. 2016).")
     ] = None
     class_: Annotated[int | None, Field(alias="class", ge=0, description="Index of the class to explain.")] = None
+
+
+class ClassifyHeaders(BaseModel):
+    """The headers that the classification routes take notice of."""
+
+    x_priority: Annotated[
+        Literal["high", "normal", "low"], Field(description="Who goes first when images wait; low is shed first.")
+    ] = "normal"
+    x_canary_key: Annotated[
+        str | None, Field(max_length=256, description="Keeps a caller on one version; the request id when absent.")
+    ] = None
 
 
 class PredictionBody(BaseModel):
@@ -113,7 +129,7 @@ class CostsBody(BaseModel):
 
 
 class VersionBody(BaseModel):
-    """One version of a model; `state` is `ready` or `failed`, `reason` says why it failed."""
+    """One version of a model; `state` is `ready` or `failed`, `reason` says why its last load failed."""
 
     version: int
     state: str
@@ -124,10 +140,19 @@ class VersionBody(BaseModel):
     card: dict[str, Any] | None = None
 
 
+class AliasTarget(BaseModel):
+    """The version that an alias is to stand for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[int, Field(ge=1)]
+
+
 class ModelBody(BaseModel):
-    """A model and its versions, newest first."""
+    """A model, the versions its aliases stand for, and its versions, newest first."""
 
     name: str
+    aliases: dict[Alias, int]
     versions: list[VersionBody]
 
 
@@ -187,6 +212,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }
     for status, description in {
         400: "Not an image, truncated, or no body.",
+        401: "Keys are set, and none that was sent matches.",
         404: "The model or version is not served.",
         413: "Too many bytes, or too many pixels.",
         415: "A body that is no image, multipart form or octet stream.",

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.artifact import first_problem
 from service.runtime import Device
+from service.splits import parse_splits
 
 PREFIX = "SERVICE_"
 
@@ -21,6 +22,11 @@ class SettingsError(Exception):
     """A setting is unknown or has a bad value. The message is one line that names it."""
 
 
+def _is_canary(text: str) -> str:
+    parse_splits(text, whole=False)
+    return text
+
+
 class Settings(BaseSettings):
     """Read from `SERVICE_*` environment variables; a flag of `resnet-serve` wins over its variable."""
 
@@ -28,6 +34,14 @@ class Settings(BaseSettings):
 
     models: Path = Field(Path("models"), description="folder of models, <name>/<version>/model.onnx")
     default_model: str = Field("", description="model for requests that name none, where several are served")
+    model_control: Literal["none", "poll", "explicit"] = Field(
+        "none",
+        description="none: the models at the start; poll: what changes in the folder; explicit: by request under /v2",
+    )
+    model_poll_ms: Positive = Field(1_000, description="with poll, time between two looks at the folder, in ms")
+    canary: Annotated[str, AfterValidator(_is_canary)] = Field(
+        "", description="share of requests without a version that another one gets, MODEL:VERSION:SHARE%, by commas"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = Field(
@@ -51,6 +65,7 @@ class Settings(BaseSettings):
     )
     drain_timeout_ms: Positive = Field(30_000, description="longest wait for requests in flight when stopping, in ms")
     example_image: str = Field("", description="image file for a curl line to try, printed when ready")
+    api_keys: SecretStr = Field(SecretStr(""), description="keys that callers must have one of, by commas; none: open")
     log_format: Literal["json", "text"] = Field("json", description="json or text")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse
 
 from service.body import FormLimits
@@ -14,9 +14,18 @@ from service.exchange import exchange_of
 from service.pipeline import Answer, Order, Question
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service
-from service.schemas import MANY_IMAGES, ONE_IMAGE, PROBLEMS, BatchBody, ClassifyBody, ClassifyQuery, ExplainQuery
+from service.schemas import (
+    MANY_IMAGES,
+    ONE_IMAGE,
+    PROBLEMS,
+    BatchBody,
+    ClassifyBody,
+    ClassifyHeaders,
+    ClassifyQuery,
+    ExplainQuery,
+)
 from service.settings import Settings
-from service.tickets import slowest
+from service.tickets import Priority, slowest
 from service.uploads import read_image, read_images
 
 router = APIRouter(tags=["classification"], responses=PROBLEMS)
@@ -25,11 +34,16 @@ DEFAULT_TOP_K = 5
 
 
 @router.post("/classify", response_model=ClassifyBody, openapi_extra=ONE_IMAGE)
-async def classify(request: Request, query: Annotated[ExplainQuery, Query()], service: Service) -> JSONResponse:
+async def classify(
+    request: Request,
+    query: Annotated[ExplainQuery, Query()],
+    headers: Annotated[ClassifyHeaders, Header()],
+    service: Service,
+) -> JSONResponse:
     """Classify one image: the body itself, or the part `file` of a form."""
-    order = _order(request, query, service)
-    order = replace(order, why=_question(query, order.model))
-    with service.intake.open() as share:
+    model = _model(request, query, headers, service)
+    with model.held(), service.intake.open() as share:
+        order = replace(_order(request, query, headers, model, service), why=_question(query, model))
         async with before(_last_byte(request, order, service)):
             encoded = await read_image(request, _limits(service.settings), share)
         answer = await service.pipeline.classify(encoded, order)
@@ -39,10 +53,16 @@ async def classify(request: Request, query: Annotated[ExplainQuery, Query()], se
 
 
 @router.post("/classify/batch", response_model=BatchBody, openapi_extra=MANY_IMAGES)
-async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query()], service: Service) -> JSONResponse:
+async def classify_batch(
+    request: Request,
+    query: Annotated[ClassifyQuery, Query()],
+    headers: Annotated[ClassifyHeaders, Header()],
+    service: Service,
+) -> JSONResponse:
     """Classify the parts `files` of a form: one result an image, in order; a bad image fails alone."""
-    order = _order(request, query, service)
-    with service.intake.open() as share:
+    model = _model(request, query, headers, service)
+    with model.held(), service.intake.open() as share:
+        order = _order(request, query, headers, model, service)
         async with before(_last_byte(request, order, service)):
             images = await read_images(request, _limits(service.settings), share)
         results = await service.pipeline.classify_many(images, order)
@@ -59,19 +79,29 @@ async def classify_batch(request: Request, query: Annotated[ClassifyQuery, Query
     )
 
 
-def _order(request: Request, query: ClassifyQuery, service: Parts) -> Order:
-    """What is asked of which model; refuses what can be refused before the body is read."""
+def _model(request: Request, query: ClassifyQuery, headers: ClassifyHeaders, service: Parts) -> ServedModel:
+    """The model that is asked; the caller has to hold it at once."""
     exchange = exchange_of(request)
-    model = service.repository.find(query.model or service.settings.default_model, query.version)
+    key = headers.x_canary_key or exchange.request_id
+    model = service.repository.find(query.model or service.settings.default_model, query.version, key)
     exchange.model, exchange.version = model.name, str(model.version)
+    return model
+
+
+def _order(
+    request: Request, query: ClassifyQuery, headers: ClassifyHeaders, model: ServedModel, service: Parts
+) -> Order:
+    """What is asked of the model; refuses what can be refused before the body is read."""
+    priority = Priority[headers.x_priority.upper()]
     classes = len(model.card.labels)
     if query.top_k is not None and query.top_k > classes:
         raise InvalidParameter(f"top_k: the model has {classes} classes.")
-    model.batcher.refuse_when_full()
+    model.batcher.refuse_when_full(priority)
     return Order(
         model=model,
         top_k=query.top_k or min(DEFAULT_TOP_K, classes),
-        deadline=exchange.started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
+        priority=priority,
+        deadline=exchange_of(request).started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
         disconnected=disconnect_of(request),
     )
 

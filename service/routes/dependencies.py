@@ -5,6 +5,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.access import Keys
+from service.control import Control
 from service.intake import Intake
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -21,8 +23,10 @@ class Parts:
     lifecycle: Lifecycle
     metrics: Metrics
     repository: Repository
+    control: Control
     pipeline: Pipeline
     intake: Intake
+    keys: Keys
 
 
 async def _parts(request: Request) -> Parts:
@@ -31,3 +35,8 @@ async def _parts(request: Request) -> Parts:
 
 
 Service = Annotated[Parts, Depends(_parts)]
+
+
+async def authorised(request: Request, service: Service) -> None:
+    """Let nobody past who has no key, where keys are set."""
+    service.keys.check(request.headers)

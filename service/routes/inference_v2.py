@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from service.body import read_body
 from service.compression import accepted, deflate, inflate
 from service.deadlines import before
-from service.errors import InvalidRequest
+from service.errors import EmptyBody
 from service.exchange import exchange_of
 from service.inference_models import (
     model_config,
@@ -23,19 +23,23 @@ from service.inference_models import (
     signature_of,
 )
 from service.inference_protocol import Inference, Signature
-from service.inference_rest import parse, render
+from service.inference_rest import parse, parse_control, render
 from service.pipeline import Order
 from service.repository import ServedModel
 from service.routes.classify import disconnect_of
 from service.routes.dependencies import Parts, Service
-from service.tickets import slowest
+from service.tickets import Priority, slowest
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+# Probes have no key.
+probes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 OCTETS = "application/octet-stream"
 # A smaller answer is not worth compressing: it fits a packet.
 WORTH_COMPRESSING = 1400
+# Triton's clients may send a model with the request; here models come from the folder.
+MAX_CONTROL_BYTES = 2**16
 ONE = "/models/{name}"
 ONE_VERSION = "/models/{name}/versions/{version:int}"
 
@@ -46,14 +50,14 @@ async def server() -> dict[str, Any]:
     return server_metadata()
 
 
-@router.get("/health/live")
+@probes.get("/health/live")
 async def live(service: Service) -> JSONResponse:
     """200 while the process can recover."""
     fatal = service.lifecycle.fatal
     return JSONResponse({"error": fatal}, 503) if fatal else JSONResponse({"live": True})
 
 
-@router.get("/health/ready")
+@probes.get("/health/ready")
 async def ready(service: Service) -> JSONResponse:
     """200 when every model is in service and the server is not stopping."""
     lifecycle = service.lifecycle
@@ -104,10 +108,26 @@ async def index(service: Service) -> list[dict[str, str]]:
     return repository_index(service.repository)
 
 
-@router.post("/repository/models/{name}/{action}")
-async def control(name: str, action: str) -> None:
-    """Models are those that were in the folder at the start; nothing loads or unloads them by request."""
-    raise InvalidRequest(f"explicit {action[:16]} of {name[:64]} is not allowed: models are loaded at the start only")
+@router.post("/repository/models/{name}/load")
+async def load(request: Request, service: Service, name: str) -> None:
+    """Load a model's new, changed and failed versions from the folder; answers when they are in service."""
+    await service.control.load(name, await _stated_version(request, service))
+
+
+@router.post("/repository/models/{name}/unload")
+async def unload(request: Request, service: Service, name: str) -> None:
+    """Take a model out of service; answers when its requests are answered and its memory is free."""
+    await service.control.unload(name, await _stated_version(request, service))
+
+
+async def _stated_version(request: Request, service: Parts) -> int | None:
+    """The parameter `version` of a load or unload; all versions where there is none."""
+    with service.intake.open() as share:
+        try:
+            body = await read_body(request, MAX_CONTROL_BYTES, share)
+        except EmptyBody:
+            return None
+    return parse_control(body)
 
 
 @router.post(f"{ONE}/infer")
@@ -115,16 +135,18 @@ async def control(name: str, action: str) -> None:
 async def infer(request: Request, service: Service, name: str, version: int | None = None) -> Response:
     """Logits or classes for a batch of images, as JSON or binary tensors."""
     exchange = exchange_of(request)
-    model = service.repository.find(name, version)
+    key = request.headers.get("x-canary-key") or exchange.request_id
+    model = service.repository.find(name, version, key)
     exchange.model, exchange.version = model.name, str(model.version)
-    model.batcher.refuse_when_full()
     signature = _signature(model, service)
     limit = exchange.started + service.settings.request_timeout_ms / 1000
-    with service.intake.open() as share:
+    with model.held(), service.intake.open() as share:
+        model.batcher.refuse_when_full(Priority.HIGH)  # its own is in the body
         async with before(limit):
             body = await read_body(request, service.settings.max_request_bytes, share)
             asked = await service.pipeline.aside(_parsing(request, body, signature, service))
-        order = Order(model, 1, asked.deadline(exchange.started, limit), disconnect_of(request))
+        deadline = asked.deadline(exchange.started, limit)
+        order = Order(model, 1, deadline, disconnect_of(request), asked.priority)
         logits, stages = await service.pipeline.infer(asked.images, order)
     exchange.stages = slowest(stages)
     about = {"model_name": model.name, "model_version": str(model.version), "id": asked.id}

@@ -8,7 +8,18 @@ from service.costs import Costs
 from service.errors import Starting, UnknownModel
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service
-from service.schemas import PROBLEMS, BatchCost, CostsBody, LabelsBody, ModelBody, ModelQuery, ModelsBody, VersionBody
+from service.schemas import (
+    PROBLEMS,
+    AliasTarget,
+    BatchCost,
+    CostsBody,
+    LabelsBody,
+    ModelBody,
+    ModelQuery,
+    ModelsBody,
+    VersionBody,
+)
+from service.splits import Alias
 
 router = APIRouter(tags=["models"], responses={status: PROBLEMS[status] for status in (404, 422, 503)})
 
@@ -38,20 +49,33 @@ async def labels(name: Name, query: Annotated[ModelQuery, Query()], service: Ser
     return LabelsBody(model=served.name, version=served.version, labels=list(served.card.labels))
 
 
+@router.put("/models/{name}/aliases/{alias}")
+async def move_alias(name: Name, alias: Alias, target: AliasTarget, service: Service) -> ModelBody:
+    """Let `stable` or `canary` stand for a version that is in service; with SERVICE_MODEL_CONTROL=explicit."""
+    await service.control.move_alias(name, alias, target.version)
+    return _model(name, service)
+
+
+@router.delete("/models/{name}/aliases/{alias}")
+async def remove_alias(name: Name, alias: Alias, service: Service) -> ModelBody:
+    """Let an alias stand for nothing; with SERVICE_MODEL_CONTROL=explicit."""
+    await service.control.move_alias(name, alias, None)
+    return _model(name, service)
+
+
 def _model(name: str, service: Parts) -> ModelBody:
-    served = [_served(each) for each in service.repository if each.name == name]
-    failed = [
-        VersionBody(version=location.version, state="failed", reason=reason)
-        for location, reason in service.repository.failed.items()
-        if location.name == name
-    ]
-    return ModelBody(name=name, versions=sorted(served + failed, key=lambda each: -each.version))
+    reasons = {each.version: reason for each, reason in service.repository.failed.items() if each.name == name}
+    served = [_served(each, reasons.pop(each.version, None)) for each in service.repository if each.name == name]
+    failed = [VersionBody(version=version, state="failed", reason=reason) for version, reason in reasons.items()]
+    versions = sorted(served + failed, key=lambda each: -each.version)
+    return ModelBody(name=name, aliases=service.repository.aliases.get(name, {}), versions=versions)
 
 
-def _served(each: ServedModel) -> VersionBody:
+def _served(each: ServedModel, reason: str | None) -> VersionBody:
     return VersionBody(
         version=each.version,
         state="ready",
+        reason=reason,
         device=each.device,
         golden_max_abs_diff=each.golden_max_abs_diff,
         costs=_costs(each.costs),

@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service.compression import CODINGS
-from service.errors import InvalidParameter, ServiceError, UnsupportedContentEncoding, problem
+from service.errors import InvalidParameter, ServiceError, Unauthorized, UnsupportedContentEncoding, problem
 from service.exchange import exchange_of, speaks_inference_protocol
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -19,6 +19,8 @@ async def on_service_error(request: Request, error: Exception) -> JSONResponse:
     exchange.error_code = error.code
     exchange.log_failure(error)
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, UnsupportedContentEncoding):
         headers["accept-encoding"] = ", ".join(CODINGS)
     return _respond(request, error.problem(), headers)

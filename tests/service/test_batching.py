@@ -443,3 +443,39 @@ async def test_a_device_that_prepares_for_sizes_is_given_no_other() -> None:
     np.testing.assert_array_equal(np.stack(answers), logits_of(np.stack(images)))
     assert backend.batches == [4]
     await batcher.stop(grace=5)
+
+
+async def test_not_one_image_starts_after_its_deadline_or_after_its_caller_left() -> None:
+    started: dict[bytes, float] = {}
+    left: dict[bytes, float] = {}
+    deadlines: dict[bytes, float] = {}
+    async with running(max_batch=4, max_queue=1000, lanes=2) as rig:
+
+        def run(images: Pixels, **_: object) -> Outputs:
+            now = time.monotonic()
+            started.update((image.tobytes(), now) for image in images)
+            time.sleep(0.004)
+            return Outputs(logits_of(images))
+
+        rig.batcher._run = run
+
+        async def caller(number: int) -> None:
+            pixels = random_pixels()
+            deadlines[pixels.tobytes()] = time.monotonic() + (rng.uniform(0.001, 0.1) if number % 5 == 0 else 30)
+            try:
+                ticket = rig.submit(pixels, deadlines[pixels.tobytes()])
+            except Overloaded:
+                return
+            if number % 7 == 0:
+                await asyncio.sleep(rng.uniform(0, 0.1))
+                left[pixels.tobytes()] = time.monotonic()
+                ticket.abandon()
+            await asyncio.gather(ticket.logits(), return_exceptions=True)
+
+        await asyncio.gather(*(caller(number) for number in range(300)))
+        await eventually(lambda: (rig.batcher.waiting, rig.batcher.running) == (0, 0))
+    # The clock is read just before the device starts; another thread may come in between.
+    moment = 0.01
+    late = [image for image, at in started.items() if at > min(deadlines[image], left.get(image, math.inf)) + moment]
+    assert late == []
+    assert len(started) < 300, "nothing expired or was abandoned, so nothing was proved"

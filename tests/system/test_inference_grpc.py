@@ -234,8 +234,8 @@ REFUSED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     ),
     "an unknown model": ("NOT_FOUND", lambda c: c.infer("absent", [tensor(BLANK)]), "no such model"),
     "an unknown version": ("NOT_FOUND", lambda c: c.get_model_config(MODEL, "x"), "no such model"),
-    "loading": ("UNIMPLEMENTED", lambda c: c.load_model(MODEL), "load of digits is not offered"),
-    "unloading": ("UNIMPLEMENTED", lambda c: c.unload_model(MODEL), "unload of digits is not offered"),
+    "loading": ("INVALID_ARGUMENT", lambda c: c.load_model(MODEL), "load of 'digits' is not allowed"),
+    "unloading": ("INVALID_ARGUMENT", lambda c: c.unload_model(MODEL), "unload of 'digits' is not allowed"),
     "a method that is not there": ("UNIMPLEMENTED", lambda c: c.get_log_settings(), ""),
     "a client's timeout": ("DEADLINE_EXCEEDED", lambda c: c.infer(MODEL, [tensor(BLANK)], client_timeout=1e-5), ""),
     "too many bytes": (
