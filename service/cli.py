@@ -11,6 +11,7 @@ from service.app import create_app
 from service.check import check
 from service.loading import RepositoryError
 from service.logs import configure_logging
+from service.memory import use_few_arenas
 from service.server import ListenError, serve
 from service.settings import PREFIX, Settings, SettingsError, read_settings
 
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    use_few_arenas()
     configure_logging(settings.log_format, settings.log_level)
     reason = serve(create_app(settings), settings)
     return _fail(reason) if reason else 0

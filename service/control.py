@@ -10,6 +10,8 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pydantic import RootModel, ValidationError
@@ -172,15 +174,25 @@ class Control:
 
     async def _load(self, location: Location, fingerprint: Fingerprint, tell: Callable[[str, str], None]) -> None:
         self._tried[location] = fingerprint
+        work = partial(
+            load,
+            location,
+            self._open_backend,
+            self._max_batch,
+            lambda phase: tell(phase, str(location)),
+            beside_traffic=not self._repository.loading,
+        )
+        # A thread of its own, because it may lower its priority.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         try:
-            loaded = await asyncio.to_thread(
-                load, location, self._open_backend, self._max_batch, lambda phase: tell(phase, str(location))
-            )
+            loaded = await asyncio.get_running_loop().run_in_executor(thread, work)
         except Exception as error:  # whatever is wrong with one model, the others are served
             if isinstance(error, DeviceError) and self._repository.loading:
                 raise
             self._repository.refuse(location, describe_failure(error))
             return
+        finally:
+            thread.shutdown(wait=False)
         replaced = self._repository.admit(loaded, self._lifecycle.fail)
         log.info("%s is in service after %.2f s", location, loaded.seconds)
         if replaced is not None:

@@ -5,10 +5,19 @@ onnxruntime and os.cpu_count() count the host's cores, also in a container that 
 
 import math
 import os
+import sys
+import threading
 from pathlib import Path
 
+LOWEST_PRIORITY = 19
 CGROUP = Path("/sys/fs/cgroup")
 SELF_CGROUP = Path("/proc/self/cgroup")
+
+
+def yield_to_others() -> None:
+    """Let this thread run only when no other wants to, from now on; where priorities are a thread's own, on Linux."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 def available_cpus() -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from service.artifact import ArtifactError, ModelCard, read_card
 from service.cam import Head, read_head
 from service.costs import Arrangement, Costs, measure
+from service.cpus import yield_to_others
 from service.golden import GoldenMismatch, replay
 from service.lifecycle import LOADING
 from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config, refuse_normalisation
@@ -76,8 +77,13 @@ def discover(folder: Path) -> list[Location]:
     return sorted(found)
 
 
-def load(location: Location, open_backend: OpenBackend, max_batch: int, progress: Progress) -> LoadedModel:
+def load(
+    location: Location, open_backend: OpenBackend, max_batch: int, progress: Progress, *, beside_traffic: bool = False
+) -> LoadedModel:
     """Open one model, replay its golden images and measure what its batches cost, telling `progress` the phase.
+
+    Beside traffic the calling thread leaves the cores to it, for good. That is not so while the session is built: the
+    threads that it starts would inherit it.
 
     Raises:
         ArtifactError, GoldenMismatch, DeviceError, OSError: why this model cannot be served.
@@ -85,6 +91,8 @@ def load(location: Location, open_backend: OpenBackend, max_batch: int, progress
     started = time.monotonic()
     progress(LOADING)
     backend, card = _open(location, open_backend)
+    if beside_traffic:
+        yield_to_others()
     _check_shapes(backend, card)
     progress("golden")
     head = read_head(location.path, card.head)

@@ -13,6 +13,7 @@ from service.cam import Head
 from service.costs import Costs
 from service.errors import InvalidParameter, ModelUnavailable, Starting, UnknownModel
 from service.loading import LoadedModel, Location
+from service.memory import give_back
 from service.metrics import Metrics
 from service.runtime import Backend
 from service.splits import Alias, Split, Version
@@ -58,6 +59,7 @@ class ServedModel:
                 log.warning("%s version %d goes with %d requests unanswered", self.name, self.version, self._holders)
         await self.batcher.stop(max(0.1, give_up - time.monotonic()))
         self.backend.close()
+        await asyncio.to_thread(give_back)
 
 
 class Repository:

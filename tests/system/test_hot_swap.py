@@ -12,6 +12,7 @@ import pytest
 from service.answer import softmax
 from service.loading import Location, load
 from service.runtime import open_onnx
+from tests.conftest import SAMPLES
 from tests.system.digits import different_images
 from tests.system.server import Server, running
 
@@ -93,6 +94,40 @@ def probabilities(path: Path, images: list[bytes]) -> list[list[float]]:
     model = load(Location("digits", 1, path), lambda file: open_onnx(file, "cpu", 1), 1, lambda _: None)
     pixels = [preprocess(image, model.card.preprocessing, 2**20) for image in images]
     return [softmax(model.backend.run(each[None]).logits[0]).tolist() for each in pixels]
+
+
+@pytest.mark.slow
+async def test_memory_does_not_grow_over_50_loads_of_a_resnet18(digits_models: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models)
+    resnet18 = convert_resnet18(tmp_path)
+    sizes: list[int] = []
+    with running(models, "--model-control", "explicit") as server:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
+            shutil.copytree(resnet18, models / "resnet18")
+            image = (SAMPLES / "seven.png").read_bytes()
+            for _ in range(50):
+                assert (await client.post("/v2/repository/models/resnet18/load")).status_code == 200
+                assert (await client.post("/classify?model=resnet18", content=image)).status_code == 200
+                assert (await client.post("/v2/repository/models/resnet18/unload")).status_code == 200
+                sizes.append(server.resident_bytes())
+    assert sizes[-1] <= 1.05 * sizes[1], sizes
+
+
+def convert_resnet18(folder: Path) -> Path:
+    """A ResNet-18 with weights as training leaves them, as `folder/models18/resnet18`."""
+    import torch
+
+    from model_export.cli import main
+    from tests.model_export.networks import trained_like
+
+    torch.save(trained_like("resnet18", 1000).state_dict(), folder / "resnet18.pth")
+    labels = folder / "labels.txt"
+    labels.write_text("\n".join(f"class {index}" for index in range(1000)))
+    source = ["convert", str(folder / "resnet18.pth"), "--name", "resnet18", "--preset", "imagenet-v1"]
+    source += ["--labels", str(labels)]
+    assert main([*source, "--out", str(folder / "models18")]) == 0
+    return folder / "models18" / "resnet18"
 
 
 async def test_disconnects_and_impossible_deadlines_leave_every_gauge_at_zero(

@@ -1,0 +1,29 @@
+"""The C library's heap, kept from growing while models come and go.
+
+glibc keeps what is freed in one of many arenas, by the thread that allocated it. A session's weights and buffers are
+tens of megabytes in many pieces: without the two functions below, 50 loads of a ResNet-18 left 20 % more than two.
+"""
+
+import ctypes
+import sys
+
+# mallopt's number for the most arenas, from malloc.h.
+_M_ARENA_MAX = -8
+ARENAS = 2
+
+
+def use_few_arenas() -> None:
+    """Let all threads share a few arenas, where the C library is glibc; to be called before there are threads."""
+    if (mallopt := _function("mallopt")) is not None:
+        mallopt(_M_ARENA_MAX, ARENAS)
+
+
+def give_back() -> None:
+    """Return free pages to the system, where the C library is glibc; takes milliseconds, on any thread."""
+    if (trim := _function("malloc_trim")) is not None:
+        trim(0)
+
+
+def _function(name: str) -> "ctypes._FuncPointer | None":
+    """A function of the C library; None where there is none of the name, as in musl, which needs neither."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
