@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
 from service.access import Keys
+from service.cache import Cache
 from service.control import Control
 from service.cpus import available_cpus
 from service.errors import ServiceError
@@ -49,10 +50,11 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     threads = settings.threads or available_cpus()
     open_backend = backend or partial(open_onnx, device=settings.device, threads=threads, spread=True)
     lifecycle, metrics = Lifecycle(), Metrics(CollectorRegistry())
-    repository = Repository(metrics, settings.max_queue, parse_splits(settings.canary, whole=False))
+    cache = Cache(settings.cache_bytes, metrics) if settings.cache_bytes else None
+    repository = Repository(metrics, settings.max_queue, parse_splits(settings.canary, whole=False), cache)
     control = Control(settings, open_backend, repository, lifecycle)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    pipeline = Pipeline(pool, settings.max_image_pixels, metrics)
+    pipeline = Pipeline(pool, settings.max_image_pixels, metrics, cache)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -37,6 +37,7 @@ SECONDS = (
 )
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 PROBABILITIES = tuple(tenth / 10 for tenth in range(1, 11))
+CACHE_RESULTS = ("hit", "miss", "coalesced")
 MAX_LABELS = 1000
 NO_MODEL = "none"
 OTHER_LABEL = "other"
@@ -114,6 +115,13 @@ class Metrics:
             ["model", "version", "batch_size"],
             registry=registry,
         )
+        self._cache_lookups = Counter(
+            "classify_cache_lookups",
+            "Images by what the result cache had of them: a hit, a miss, or another caller's on its way (coalesced).",
+            ["result"],
+            registry=registry,
+        )
+        self._cache_bytes = Gauge("classify_cache_bytes", "Bytes of kept results.", registry=registry)
         self._queue_depth = Gauge(
             "classify_queue_depth", "Images admitted and waiting for the device.", registry=registry
         )
@@ -122,6 +130,8 @@ class Metrics:
             collector(registry=registry)
         # Series that exist from the start let an alert tell "never happened" from "not scraped".
         self._stages = {stage: self._stage_seconds.labels(stage) for stage in STAGES}
+        for result in CACHE_RESULTS:
+            self._cache_lookups.labels(result)
         for error in ERRORS:
             self._rejected.labels(error.code)
         self._labels: dict[str, set[str]] = {}
@@ -139,6 +149,14 @@ class Metrics:
         known = label if label in self._labels[model] else OTHER_LABEL
         self._predictions.labels(model, known).inc()
         self._confidence.observe(probability)
+
+    def looked_up(self, result: str) -> None:
+        """Count an image by one of CACHE_RESULTS."""
+        self._cache_lookups.labels(result).inc()
+
+    def watch_cache(self, held: Callable[[], int]) -> None:
+        """Read the size of the result cache from this function at each scrape."""
+        self._cache_bytes.set_function(held)
 
     def watch(self, waiting: Callable[[], int], in_flight: Callable[[], int]) -> None:
         """Read the live gauges from these functions at each scrape."""

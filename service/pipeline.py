@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from service.answer import Prediction, top_predictions
+from service.cache import Cache, Pending, digest
 from service.cam import Explanation, Head, explain
 from service.deadlines import before
 from service.errors import ClientClosed, DeadlineExceeded, InternalError, ServiceError
@@ -28,6 +29,8 @@ from service.repository import ServedModel
 from service.tickets import Logits, Pixels, Priority, Stages, Ticket
 
 Result = TypeVar("Result")
+# Bytes whose digest takes less than handing them to another thread.
+SOON_DIGESTED = 2**17
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,26 @@ class Answer:
 class Pipeline:
     """Decodes in a pool and answers from the models' queues."""
 
-    def __init__(self, pool: Executor, max_pixels: int, metrics: Metrics) -> None:
+    def __init__(self, pool: Executor, max_pixels: int, metrics: Metrics, cache: Cache | None = None) -> None:
         self._pool = pool
+        self._cache = cache
         self._max_pixels = max_pixels
         self._metrics = metrics
 
     async def classify(self, encoded: bytes, order: Order) -> Answer:
         """Classify one encoded image; ServiceError says why there is no answer."""
-        tickets = self._admit([encoded], order)
-        with _abandoned_on_disconnect(tickets, order):
-            return await self._answer(tickets[0], order)
+        pending = await self._admit([encoded], order)
+        with _abandoned_on_disconnect(pending, order):
+            return await self._answer(pending[0], order)
 
     async def classify_many(self, images: Sequence[bytes | ServiceError], order: Order) -> list[Answer | ServiceError]:
         """Classify images that arrived together, in order; an upload that was refused already keeps its error.
 
         They are admitted together or not at all, and then each fails alone.
         """
-        tickets = self._admit([each for each in images if isinstance(each, bytes)], order)
-        with _abandoned_on_disconnect(tickets, order):
-            answers = iter(await asyncio.gather(*(self._answer_or_error(ticket, order) for ticket in tickets)))
+        pending = await self._admit([each for each in images if isinstance(each, bytes)], order)
+        with _abandoned_on_disconnect(pending, order):
+            answers = iter(await asyncio.gather(*(self._answer_or_error(each, order) for each in pending)))
         results = [next(answers) if isinstance(each, bytes) else each for each in images]
         for error in results:
             if isinstance(error, ServiceError):
@@ -92,27 +96,32 @@ class Pipeline:
 
         The first of them that fails fails all.
         """
-        if isinstance(images, list):
-            tickets = self._admit(images, order)
-        else:
-            tickets = order.model.batcher.reserve(order.deadline, len(images), priority=order.priority)
-            order.model.batcher.enqueue_all(dict(zip(tickets, images, strict=True)))
-        with _abandoned_on_disconnect(tickets, order):
+        pending = await self._admit(images, order) if isinstance(images, list) else _queued(images, order)
+        with _abandoned_on_disconnect(pending, order):
             try:
-                rows = await asyncio.gather(*(ticket.logits() for ticket in tickets))
+                rows = await asyncio.gather(*(each.logits() for each in pending))
             finally:
-                for ticket in tickets:
-                    ticket.abandon()
+                for each in pending:
+                    each.abandon()
         for logits in rows:
             (best,) = top_predictions(logits, order.model.card.labels, 1)
             self._metrics.predicted(order.model.name, best["label"], best["probability"])
-        return np.stack(rows), [ticket.stages for ticket in tickets]
+        return np.stack(rows), [each.stages for each in pending]
 
     async def aside(self, work: Callable[[], Result]) -> Result:
         """Do what would hold up the event loop on a pool thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _admit(self, images: Sequence[bytes], order: Order) -> list[Ticket]:
+    async def _admit(self, images: Sequence[bytes], order: Order) -> Sequence[Pending]:
+        """Admit what has to be computed, all or none; what is known or on its way already has no ticket of its own."""
+        if self._cache is None or order.why is not None:
+            return self._decoding(images, order)
+        soon = sum(map(len, images)) <= SOON_DIGESTED
+        digests = _digests(images) if soon else await self.aside(partial(_digests, images))
+        compute = partial(self._decoding, order=order)
+        return self._cache.admit(order.model.number, list(zip(digests, images, strict=True)), order.deadline, compute)
+
+    def _decoding(self, images: Sequence[bytes], order: Order) -> list[Ticket]:
         tickets = order.model.batcher.reserve(
             order.deadline, len(images), priority=order.priority, explained=order.why is not None
         )
@@ -120,17 +129,17 @@ class Pipeline:
             self._pool.submit(self._decode, encoded, ticket, order.model)
         return tickets
 
-    async def _answer(self, ticket: Ticket, order: Order) -> Answer:
-        logits = await ticket.logits()  # (classes,) float32
+    async def _answer(self, pending: Pending, order: Order) -> Answer:
+        logits = await pending.logits()  # (classes,) float32
         predictions = top_predictions(logits, order.model.card.labels, order.top_k)
         self._metrics.predicted(order.model.name, predictions[0]["label"], predictions[0]["probability"])
-        return Answer(predictions, ticket.stages, await self._explain(ticket, logits, order))
+        return Answer(predictions, pending.stages, await self._explain(pending, logits, order))
 
-    async def _explain(self, ticket: Ticket, logits: Logits, order: Order) -> Explanation | None:
+    async def _explain(self, pending: Pending, logits: Logits, order: Order) -> Explanation | None:
         """The evidence that was asked for, on a pool thread: drawing the overlay takes milliseconds."""
-        if order.why is None or ticket.explained is None:
+        if order.why is None or not isinstance(pending, Ticket) or pending.explained is None:
             return None
-        pixels, features = ticket.explained.pixels, ticket.explained.features
+        pixels, features = pending.explained.pixels, pending.explained.features
         if pixels is None or features is None:
             raise InternalError from ValueError("the model gave no features to explain its answer with")
         index = int(logits.argmax()) if order.why.index is None else order.why.index
@@ -139,9 +148,9 @@ class Pipeline:
         async with before(order.deadline):
             return await self.aside(work)
 
-    async def _answer_or_error(self, ticket: Ticket, order: Order) -> Answer | ServiceError:
+    async def _answer_or_error(self, pending: Pending, order: Order) -> Answer | ServiceError:
         try:
-            return await self._answer(ticket, order)
+            return await self._answer(pending, order)
         except ClientClosed:
             raise
         except ServiceError as error:
@@ -165,13 +174,24 @@ class Pipeline:
             model.batcher.enqueue(ticket, pixels)
 
 
+def _queued(images: Pixels, order: Order) -> list[Ticket]:
+    """Pixels `[n, H, W, 3]` need no decoding."""
+    tickets = order.model.batcher.reserve(order.deadline, len(images), priority=order.priority)
+    order.model.batcher.enqueue_all(dict(zip(tickets, images, strict=True)))
+    return tickets
+
+
+def _digests(images: Sequence[bytes]) -> list[bytes]:
+    return [digest(each) for each in images]
+
+
 @contextmanager
-def _abandoned_on_disconnect(tickets: Sequence[Ticket], order: Order) -> Iterator[None]:
+def _abandoned_on_disconnect(pending: Sequence[Pending], order: Order) -> Iterator[None]:
     """Drop the images as soon as nobody waits for them any more."""
 
     def abandon(_: asyncio.Future[None]) -> None:
-        for ticket in tickets:
-            ticket.abandon()
+        for each in pending:
+            each.abandon()
 
     watcher = asyncio.ensure_future(order.disconnected())
     watcher.add_done_callback(abandon)

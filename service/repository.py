@@ -1,6 +1,7 @@
 """The models in service: which one a request gets, and why the others are not there."""
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 
 from service.artifact import ModelCard
 from service.batching import Batcher
+from service.cache import Cache
 from service.cam import Head
 from service.costs import Costs
 from service.errors import InvalidParameter, ModelUnavailable, Starting, UnknownModel
@@ -23,7 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class ServedModel:
-    """A loaded model with its queue: what a request is routed to, and holds until it is answered."""
+    """A loaded model with its queue: what a request is routed to, and holds until it is answered.
+
+    `number` is its own: a version that is loaded anew gets another one.
+    """
 
     name: str
     version: int
@@ -34,6 +39,7 @@ class ServedModel:
     golden_max_abs_diff: float | None
     batcher: Batcher
     backend: Backend
+    number: int = field(default_factory=itertools.count(1).__next__)
     _holders: int = 0
     _released: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -65,8 +71,18 @@ class ServedModel:
 class Repository:
     """The models in service, and why the others are not. Used on the event loop only."""
 
-    def __init__(self, metrics: Metrics, max_queue: int, canaries: Mapping[str, Split] | None = None) -> None:
-        """`canaries`: by model, which share of the requests that name no version goes to another one."""
+    def __init__(
+        self,
+        metrics: Metrics,
+        max_queue: int,
+        canaries: Mapping[str, Split] | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        """`canaries`: by model, which share of the requests that name no version goes to another one.
+
+        `cache` is told when a model's results are of no more use.
+        """
+        self._cache = cache
         self._metrics = metrics
         self._max_queue = max_queue
         self._canaries = canaries or {}
@@ -177,6 +193,8 @@ class Repository:
             await model.retire(grace)
         finally:
             self._retiring.discard(model)
+            if self._cache is not None:
+                self._cache.forget(model.number)
 
     def refuse(self, location: Location, reason: str) -> None:
         """Note that a model cannot be loaded, and why; a version in service goes on."""

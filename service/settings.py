@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     max_image_pixels: Positive = Field(25_000_000, description="largest image, in pixels, read from its header")
     max_request_images: Positive = Field(64, description="most images in one /classify/batch request")
     max_request_bytes: Positive = Field(32 * 2**20, description="largest body of /classify/batch, in bytes")
+    cache_bytes: NotNegative = Field(0, description="results kept by the content of the image, in bytes; 0 keeps none")
     max_intake_bytes: Positive = Field(2**28, description="most bytes of all bodies in memory at once; more get 429")
     drain_delay_ms: NotNegative = Field(
         1_000,

@@ -96,7 +96,8 @@ def _order(
     classes = len(model.card.labels)
     if query.top_k is not None and query.top_k > classes:
         raise InvalidParameter(f"top_k: the model has {classes} classes.")
-    model.batcher.refuse_when_full(priority)
+    if not service.settings.cache_bytes:  # with a cache, the answer may be there
+        model.batcher.refuse_when_full(priority)
     return Order(
         model=model,
         top_k=query.top_k or min(DEFAULT_TOP_K, classes),
