@@ -32,6 +32,7 @@ from service.routes.dependencies import Parts, authorised
 from service.routes.problems import on_http_error, on_invalid_request, on_service_error
 from service.runtime import OpenBackend, open_onnx
 from service.settings import Settings
+from service.shadow import Shadow
 from service.splits import parse_splits
 from service.unread import UnreadBodyMiddleware
 
@@ -51,10 +52,16 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     open_backend = backend or partial(open_onnx, device=settings.device, threads=threads, spread=True)
     lifecycle, metrics = Lifecycle(), Metrics(CollectorRegistry())
     cache = Cache(settings.cache_bytes, metrics) if settings.cache_bytes else None
-    repository = Repository(metrics, settings.max_queue, parse_splits(settings.canary, whole=False), cache)
+    repository = Repository(
+        metrics,
+        settings.max_queue,
+        parse_splits(settings.canary, whole=False),
+        parse_splits(settings.shadow, whole=True),
+        cache,
+    )
     control = Control(settings, open_backend, repository, lifecycle)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    pipeline = Pipeline(pool, settings.max_image_pixels, metrics, cache)
+    pipeline = Pipeline(pool, settings.max_image_pixels, metrics, cache, Shadow(metrics))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

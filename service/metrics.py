@@ -122,6 +122,19 @@ class Metrics:
             registry=registry,
         )
         self._cache_bytes = Gauge("classify_cache_bytes", "Bytes of kept results.", registry=registry)
+        self._shadow_images = Counter(
+            "shadow_images",
+            "Images shown to a shadow version, by whether its top label agreed, or it was shed or failed.",
+            ["model", "version", "result"],
+            registry=registry,
+        )
+        self._shadow_seconds = Histogram(
+            "shadow_seconds",
+            "Decoding, queue and inference of the images that a shadow was shown, for both versions.",
+            ["model", "version", "role"],
+            buckets=SECONDS,
+            registry=registry,
+        )
         self._queue_depth = Gauge(
             "classify_queue_depth", "Images admitted and waiting for the device.", registry=registry
         )
@@ -153,6 +166,14 @@ class Metrics:
     def looked_up(self, result: str) -> None:
         """Count an image by one of CACHE_RESULTS."""
         self._cache_lookups.labels(result).inc()
+
+    def shadowed(self, model: str, version: int, result: str) -> None:
+        """Count an image for a shadow: agreed, disagreed, shed or failed."""
+        self._shadow_images.labels(model, version, result).inc()
+
+    def shadow_took(self, model: str, version: int, role: str, seconds: float) -> None:
+        """Record what an image took the `primary` that answered it, and the `shadow`."""
+        self._shadow_seconds.labels(model, version, role).observe(seconds)
 
     def watch_cache(self, held: Callable[[], int]) -> None:
         """Read the size of the result cache from this function at each scrape."""

@@ -26,6 +26,7 @@ from service.errors import ClientClosed, DeadlineExceeded, InternalError, Servic
 from service.image import preprocess
 from service.metrics import Metrics
 from service.repository import ServedModel
+from service.shadow import Shadow
 from service.tickets import Logits, Pixels, Priority, Stages, Ticket
 
 Result = TypeVar("Result")
@@ -43,7 +44,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Order:
-    """What a caller asked of a model: how many labels, until when, how urgently, and whether why."""
+    """What a caller asked of a model: how many labels, until when, how urgently, whether why,
+    and which version is to see it on the side."""
 
     model: ServedModel
     top_k: int
@@ -51,6 +53,7 @@ class Order:
     disconnected: Callable[[], Awaitable[None]]
     priority: Priority = Priority.NORMAL
     why: Question | None = None
+    shadow: ServedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ class Answer:
 class Pipeline:
     """Decodes in a pool and answers from the models' queues."""
 
-    def __init__(self, pool: Executor, max_pixels: int, metrics: Metrics, cache: Cache | None = None) -> None:
+    def __init__(self, pool: Executor, max_pixels: int, metrics: Metrics, cache: Cache | None, shadow: Shadow) -> None:
         self._pool = pool
         self._cache = cache
+        self._shadow = shadow
         self._max_pixels = max_pixels
         self._metrics = metrics
 
@@ -75,16 +79,18 @@ class Pipeline:
         """Classify one encoded image; ServiceError says why there is no answer."""
         pending = await self._admit([encoded], order)
         with _abandoned_on_disconnect(pending, order):
-            return await self._answer(pending[0], order)
+            return await self._answer(pending[0], encoded, order)
 
     async def classify_many(self, images: Sequence[bytes | ServiceError], order: Order) -> list[Answer | ServiceError]:
         """Classify images that arrived together, in order; an upload that was refused already keeps its error.
 
         They are admitted together or not at all, and then each fails alone.
         """
-        pending = await self._admit([each for each in images if isinstance(each, bytes)], order)
+        encoded = [each for each in images if isinstance(each, bytes)]
+        pending = await self._admit(encoded, order)
         with _abandoned_on_disconnect(pending, order):
-            answers = iter(await asyncio.gather(*(self._answer_or_error(each, order) for each in pending)))
+            each_alone = (self._answer_or_error(*each, order) for each in zip(pending, encoded, strict=True))
+            answers = iter(await asyncio.gather(*each_alone))
         results = [next(answers) if isinstance(each, bytes) else each for each in images]
         for error in results:
             if isinstance(error, ServiceError):
@@ -125,12 +131,21 @@ class Pipeline:
         tickets = order.model.batcher.reserve(
             order.deadline, len(images), priority=order.priority, explained=order.why is not None
         )
+        return self._decode_later(images, tickets, order.model)
+
+    def _for_shadow(self, images: Sequence[bytes], model: ServedModel, deadline: float) -> list[Ticket]:
+        tickets = model.batcher.reserve(deadline, len(images), priority=Priority.SHADOW)
+        return self._decode_later(images, tickets, model)
+
+    def _decode_later(self, images: Sequence[bytes], tickets: list[Ticket], model: ServedModel) -> list[Ticket]:
         for encoded, ticket in zip(images, tickets, strict=True):
-            self._pool.submit(self._decode, encoded, ticket, order.model)
+            self._pool.submit(self._decode, encoded, ticket, model)
         return tickets
 
-    async def _answer(self, pending: Pending, order: Order) -> Answer:
+    async def _answer(self, pending: Pending, encoded: bytes, order: Order) -> Answer:
         logits = await pending.logits()  # (classes,) float32
+        if order.shadow is not None and isinstance(pending, Ticket):
+            self._shadow.show(encoded, pending, logits, (order.model, order.shadow), self._for_shadow)
         predictions = top_predictions(logits, order.model.card.labels, order.top_k)
         self._metrics.predicted(order.model.name, predictions[0]["label"], predictions[0]["probability"])
         return Answer(predictions, pending.stages, await self._explain(pending, logits, order))
@@ -148,9 +163,9 @@ class Pipeline:
         async with before(order.deadline):
             return await self.aside(work)
 
-    async def _answer_or_error(self, pending: Pending, order: Order) -> Answer | ServiceError:
+    async def _answer_or_error(self, pending: Pending, encoded: bytes, order: Order) -> Answer | ServiceError:
         try:
-            return await self._answer(pending, order)
+            return await self._answer(pending, encoded, order)
         except ClientClosed:
             raise
         except ServiceError as error:

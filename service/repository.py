@@ -76,13 +76,15 @@ class Repository:
         metrics: Metrics,
         max_queue: int,
         canaries: Mapping[str, Split] | None = None,
+        shadows: Mapping[str, Split] | None = None,
         cache: Cache | None = None,
     ) -> None:
-        """`canaries`: by model, which share of the requests that name no version goes to another one.
+        """`canaries`, `shadows`: by model, which share of the requests without a version another one answers or sees.
 
         `cache` is told when a model's results are of no more use.
         """
         self._cache = cache
+        self._shadows = shadows or {}
         self._metrics = metrics
         self._max_queue = max_queue
         self._canaries = canaries or {}
@@ -126,6 +128,12 @@ class Repository:
         """A version, or the one an alias stands for, if it is served."""
         number = version if isinstance(version, int) else self.aliases.get(name, {}).get(version, 0)
         return self._served.get((name, number))
+
+    def shadow_of(self, model: ServedModel, key: str) -> ServedModel | None:
+        """The version that is to see, on the side, what this one answers to the caller with this key."""
+        split = self._shadows.get(model.name)
+        shadow = self.version_of(model.name, split.version) if split and split.takes(key) else None
+        return None if shadow is model else shadow
 
     def _default(self, name: str, key: str) -> ServedModel | None:
         canary = self._canaries.get(name)

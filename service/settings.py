@@ -27,6 +27,11 @@ def _is_canary(text: str) -> str:
     return text
 
 
+def _is_shadow(text: str) -> str:
+    parse_splits(text, whole=True)
+    return text
+
+
 class Settings(BaseSettings):
     """Read from `SERVICE_*` environment variables; a flag of `resnet-serve` wins over its variable."""
 
@@ -41,6 +46,9 @@ class Settings(BaseSettings):
     model_poll_ms: Positive = Field(1_000, description="with poll, time between two looks at the folder, in ms")
     canary: Annotated[str, AfterValidator(_is_canary)] = Field(
         "", description="share of requests without a version that another one gets, MODEL:VERSION:SHARE%, by commas"
+    )
+    shadow: Annotated[str, AfterValidator(_is_shadow)] = Field(
+        "", description="version that sees what another answers, MODEL:VERSION[:SHARE%], by commas; only compared"
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")

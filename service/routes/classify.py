@@ -82,10 +82,15 @@ async def classify_batch(
 def _model(request: Request, query: ClassifyQuery, headers: ClassifyHeaders, service: Parts) -> ServedModel:
     """The model that is asked; the caller has to hold it at once."""
     exchange = exchange_of(request)
-    key = headers.x_canary_key or exchange.request_id
-    model = service.repository.find(query.model or service.settings.default_model, query.version, key)
+    name = query.model or service.settings.default_model
+    model = service.repository.find(name, query.version, _key(request, headers))
     exchange.model, exchange.version = model.name, str(model.version)
     return model
+
+
+def _key(request: Request, headers: ClassifyHeaders) -> str:
+    """What keeps a caller on its side of a canary or a shadow."""
+    return headers.x_canary_key or exchange_of(request).request_id
 
 
 def _order(
@@ -102,6 +107,7 @@ def _order(
         model=model,
         top_k=query.top_k or min(DEFAULT_TOP_K, classes),
         priority=priority,
+        shadow=None if query.version else service.repository.shadow_of(model, _key(request, headers)),
         deadline=exchange_of(request).started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
         disconnected=disconnect_of(request),
     )
