@@ -15,6 +15,7 @@ EXTENSIONS = (
     "classification",
     "model_configuration",
     "model_repository",
+    "schedule_policy",
     "statistics",
     "binary_tensor_data",
     "parameters",
@@ -91,12 +92,17 @@ def model_statistics(repository: Repository, name: str = "", version: int | None
 
 
 def repository_index(repository: Repository) -> list[dict[str, str]]:
-    """Every version of every model, in service or not, and why not."""
-    served = [(each.name, each.version, "READY", "") for each in repository]
-    failed = [(each.name, each.version, "UNAVAILABLE", reason) for each, reason in repository.failed.items()]
+    """Every version of every model, in service or not, and why its last load failed."""
+    reasons = {(each.name, each.version): reason for each, reason in repository.failed.items()}
+    ready = {(each.name, each.version) for each in repository}
     return [
-        {"name": name, "version": str(version), "state": state, "reason": reason}
-        for name, version, state, reason in sorted(served + failed)
+        {
+            "name": name,
+            "version": str(version),
+            "state": "READY" if (name, version) in ready else "UNAVAILABLE",
+            "reason": reasons.get((name, version), ""),
+        }
+        for name, version in sorted(ready | reasons.keys())
     ]
 
 

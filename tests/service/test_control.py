@@ -114,6 +114,11 @@ def test_a_load_that_fails_leaves_the_version_in_service_and_says_so(models: Pat
         second, first = client.get("/models/colours").json()["versions"]
         assert (first["state"], first["reason"]) == ("ready", "it is broken")
         assert (second["state"], second["reason"]) == ("failed", "it is broken")
+        index = client.post("/v2/repository/index").json()
+        assert [(each["version"], each["state"], each["reason"]) for each in index] == [
+            ("1", "READY", "it is broken"),
+            ("2", "UNAVAILABLE", "it is broken"),
+        ]
         assert classify(client, version=2).json()["code"] == "model_unavailable"
         publish(models, "colours", 2, "mended")
         eventually(lambda: classify(client).json()["version"] == 2)

@@ -408,3 +408,27 @@ def test_without_the_extra_it_serves_http_and_says_what_to_install(digits_models
 def test_http_is_served_beside_it(server: Server, samples: list[Path]) -> None:
     answer = httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes()).json()
     assert answer["predictions"][0]["label"] == samples[0].stem
+
+
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+def test_a_model_is_loaded_and_unloaded_with_a_key_by_tritons_clients(transport: str, digits_models: Path) -> None:
+    port = free_port()
+    key = {"authorization": "Bearer secret"}
+    flags = ("--grpc-port", str(port), "--model-control", "explicit", "--api-keys", "secret,next")
+    with running(digits_models, *flags) as server:
+        connect = (
+            triton.InferenceServerClient(f"127.0.0.1:{port}")
+            if transport == "grpc"
+            else rest.InferenceServerClient(server.url.removeprefix("http://"))
+        )
+        with connect as client:
+            assert client.is_server_ready()
+            with pytest.raises(InferenceServerException) as refused:
+                client.unload_model(MODEL)
+            assert refused.value.status() in ("401", "StatusCode.UNAUTHENTICATED")
+            assert client.is_model_ready(MODEL, headers=key)
+            client.unload_model(MODEL, headers=key)
+            assert not client.is_model_ready(MODEL, headers=key)
+            client.load_model(MODEL, headers=key)
+            assert client.is_model_ready(MODEL, "1", headers=key)
+        assert "secret" not in server.log.read_text()
