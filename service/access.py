@@ -16,6 +16,10 @@ class Keys:
         """`text`: the keys, separated by commas, several so that one can be replaced by the next."""
         self._digests = [_digest(key.strip()) for key in text.split(",") if key.strip()]
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._digests)
+
     def check(self, headers: Mapping[str, str]) -> None:
         """Raise Unauthorized unless `Authorization: Bearer KEY` or `X-API-Key: KEY` has one of the keys."""
         if not self._digests:

@@ -19,8 +19,11 @@ class Prediction(TypedDict):
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities of float32 logits `[classes]`, in float64 and shifted by the maximum so that nothing overflows."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities: NDArray[np.float64] = exponentials / exponentials.sum()
+    # In place and by reductions: the methods of numpy that would read better take twice as long for ten classes.
+    probabilities = logits.astype(np.float64)
+    probabilities -= np.maximum.reduce(probabilities)
+    np.exp(probabilities, out=probabilities)
+    probabilities /= np.add.reduce(probabilities)
     return probabilities
 
 
@@ -33,5 +36,8 @@ def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: i
     if not np.isfinite(logits).all():
         raise InternalError from ValueError("the model gave logits that are not finite")
     probabilities = softmax(logits)
-    best = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [Prediction(label=labels[i], index=int(i), probability=round(float(probabilities[i]), 6)) for i in best]
+    best = (-probabilities).argsort(kind="stable")[:top_k]
+    return [
+        Prediction(label=labels[index], index=index, probability=round(probability, 6))
+        for index, probability in zip(best.tolist(), probabilities[best].tolist(), strict=True)
+    ]

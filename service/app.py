@@ -30,6 +30,7 @@ from service.repository import Repository
 from service.routes import classify, health, inference_v2, models, page
 from service.routes.dependencies import Parts, authorised
 from service.routes.problems import on_http_error, on_invalid_request, on_service_error
+from service.routes.short_way import ShortWay
 from service.runtime import OpenBackend, open_onnx
 from service.settings import Settings
 from service.shadow import Shadow
@@ -78,6 +79,8 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
         version=version("resnet-service"),
         description=DESCRIPTION,
         redoc_url=None,
+        # FastAPI's own would look for a provider at each request, the plain ones too.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         # A redirect would be built from a Host header that the caller chose.
         redirect_slashes=False,
         lifespan=lifespan,
@@ -106,6 +109,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     for guarded in (classify.router, models.router, inference_v2.router):
         app.include_router(guarded, dependencies=[Depends(authorised)])
     app.mount("/page", page.assets)
+    app.middleware_stack = ShortWay(app.build_middleware_stack(), app.state.parts)
     return app
 
 

@@ -21,12 +21,11 @@ async def read_body(request: Request, limit: int, share: Share) -> bytes:
         EmptyBody: there is none.
         ClientClosed: the client went away while sending.
     """
-    body = bytearray()
-    async for chunk in _chunks(request, limit, share):
-        body += chunk
+    chunks = [chunk async for chunk in _chunks(request, limit, share)]
+    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if not body:
         raise EmptyBody
-    return bytes(body)
+    return body
 
 
 if TYPE_CHECKING:

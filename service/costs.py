@@ -5,6 +5,7 @@ image of a large network. `spread`: a run on each core, side by side, which lose
 Which is better, and from which size on a larger batch brings nothing more, depends on the network and the machine.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -23,6 +24,8 @@ GAIN = 1.05
 WORTH_A_COPY = 1.06
 # What a batch costs beside its run, in the hand-over between threads; without it, sizes of small networks seem equal.
 HAND_OVER_SECONDS = 1e-4
+# Lanes run so long side by side before they wait for each other, or small networks would be timed by their waiting.
+IN_A_ROW_SECONDS = 5e-3
 # The least of several runs is measured, because other work on the machine only ever adds; long runs vary less.
 ENOUGH_SECONDS = 0.03
 MAX_RUNS = 5
@@ -92,7 +95,7 @@ def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, .
         run(1, arrangement)  # the first run allocates
         # More runs than for a size: an arrangement chosen by a stray slow one would be kept for good.
         lone[arrangement] = min(_least_seconds(partial(run, 1, arrangement)) for _ in lanes)
-        tables[arrangement] = _table(run, arrangement, count, sizes)
+        tables[arrangement] = _table(run, arrangement, count, sizes, lone[arrangement])
     rates = {arrangement: max(cost.images_per_second for cost in table) for arrangement, table in tables.items()}
     crowd = max(rates, key=lambda each: rates[each])
     fastest = min(lone, key=lambda each: lone[each])
@@ -103,14 +106,17 @@ def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, .
     return Costs(fastest, lone[fastest], crowd, lanes[crowd], tables[crowd])
 
 
-def _table(run: RunBlank, arrangement: Arrangement, lanes: int, sizes: tuple[int, ...]) -> tuple[Cost, ...]:
+def _table(
+    run: RunBlank, arrangement: Arrangement, lanes: int, sizes: tuple[int, ...], lone: float
+) -> tuple[Cost, ...]:
     table: list[Cost] = []
     best = 0.0
     with ThreadPoolExecutor(lanes, thread_name_prefix="warm-up") as pool:
         for size in sizes:
             expected = table[-1].seconds * size / table[-1].size if table else 0.0
-            side_by_side = partial(_on_every_lane, pool, run, size, arrangement, lanes)
-            seconds = _least_seconds(side_by_side, expected) + HAND_OVER_SECONDS
+            in_a_row = math.ceil(IN_A_ROW_SECONDS / (expected or lone)) if lanes > 1 else 1
+            side_by_side = partial(_on_every_lane, pool, partial(_repeat, run, size, arrangement, in_a_row), lanes)
+            seconds = _least_seconds(side_by_side, expected * in_a_row) / in_a_row + HAND_OVER_SECONDS
             rate = lanes * size / seconds
             used = rate >= best * GAIN
             table.append(Cost(size, seconds, rate, used))
@@ -120,10 +126,15 @@ def _table(run: RunBlank, arrangement: Arrangement, lanes: int, sizes: tuple[int
     return tuple(table)
 
 
-def _on_every_lane(pool: Executor, run: RunBlank, size: int, arrangement: Arrangement, lanes: int) -> None:
-    wait_for = [pool.submit(run, size, arrangement) for _ in range(lanes)]
+def _on_every_lane(pool: Executor, work: Callable[[], None], lanes: int) -> None:
+    wait_for = [pool.submit(work) for _ in range(lanes)]
     for done in wait_for:
         done.result()
+
+
+def _repeat(run: RunBlank, size: int, arrangement: Arrangement, times: int) -> None:
+    for _ in range(times):
+        run(size, arrangement)
 
 
 def _least_seconds(work: Callable[[], object], expected: float = 0.0) -> float:

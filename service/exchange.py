@@ -1,21 +1,26 @@
 """What is known of one request while it is answered: its id, its model, its stages."""
 
 import asyncio
+import itertools
 import logging
+import os
 import re
 import time
-import uuid
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from service.errors import ClientClosed, Draining, InternalError, ServiceError
+from service.logs import FieldsRecord
 from service.metrics import NO_MODEL, Metrics
 from service.tickets import Stages
 
 log = logging.getLogger("service.request")
 
 # Anything a caller sends ends up in log lines and in an answer's header, so only plain tokens are taken over.
+# New ids: random for the process, counted within it.
+_PREFIX = os.urandom(8).hex()
+_COUNTER = itertools.count()
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -47,7 +52,7 @@ class Exchange:
 
     def server_timing(self) -> str:
         """The `Server-Timing` header (W3C): stages and total in milliseconds."""
-        return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in self.timing.items())
+        return ", ".join([f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in self.timing.items()])
 
     def measure(self, metrics: Metrics) -> None:
         """Count a classification that has ended."""
@@ -59,39 +64,43 @@ class Exchange:
 
     def log_line(self, level: int, method: str, target: str) -> None:
         """Write the one line about this request; `method` is HTTP's, or gRPC."""
-        log.log(
-            level,
-            "%s %r %d %s",
-            method,
-            target,
-            self.status,
-            self.error_code,
-            extra={
-                "request_id": self.request_id,
-                "status": self.status,
-                "code": self.error_code,
-                "model": self.model,
-                "version": self.version,
-                "ms": {stage: round(seconds * 1000, 3) for stage, seconds in self.timing.items()},
-            },
-        )
+        if not log.isEnabledFor(level):
+            return
+        fields = {
+            "request_id": self.request_id,
+            "status": self.status,
+            "code": self.error_code,
+            "model": self.model,
+            "version": self.version,
+            "ms": {stage: round(seconds * 1000, 3) for stage, seconds in self.timing.items()},
+        }
+        message = f"{method} {target!r} {self.status} {self.error_code}"
+        log.handle(FieldsRecord(log.name, level, message, fields))
 
     def log_failure(self, error: ServiceError) -> None:
         """The reason of a failure of ours, with its traceback, under the request id that the caller was given."""
         if error.status == 500:
-            log.error("request failed", exc_info=error, extra={"request_id": self.request_id})
+            log.error(
+                "request failed",
+                exc_info=error,
+                extra={"fields": {"request_id": self.request_id}, "request_id": self.request_id},
+            )
 
     def unexpected(self, error: BaseException, *, draining: bool) -> ServiceError:
         """What the caller is told when its task was cancelled or ended in a bug of ours, which is logged."""
         if isinstance(error, asyncio.CancelledError):
             return Draining(retry_after=1) if draining else ClientClosed()
-        log.error("unhandled error", exc_info=error, extra={"request_id": self.request_id})
+        log.error(
+            "unhandled error",
+            exc_info=error,
+            extra={"fields": {"request_id": self.request_id}, "request_id": self.request_id},
+        )
         return InternalError()
 
 
 def request_id(sent: str | None) -> str:
     """The caller's request id if it sent a usable one, a new one otherwise."""
-    return sent if sent and _ACCEPTABLE_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent if sent and _ACCEPTABLE_ID.fullmatch(sent) else f"{_PREFIX}{next(_COUNTER):016x}"
 
 
 def speaks_inference_protocol(path: str) -> bool:
@@ -101,5 +110,5 @@ def speaks_inference_protocol(path: str) -> bool:
 
 def exchange_of(request: Request) -> Exchange:
     """The exchange that the middleware opened for this request."""
-    exchange: Exchange = request.state.exchange
+    exchange: Exchange = request.scope["state"]["exchange"]
     return exchange

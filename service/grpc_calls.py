@@ -51,10 +51,6 @@ class Call:
         remaining = self.context.time_remaining()
         return math.inf if remaining is None else time.monotonic() + remaining
 
-    async def disconnected(self) -> None:
-        """Does not end: gRPC cancels the task of a call that its caller has given up."""
-        await asyncio.get_running_loop().create_future()
-
 
 Method = Callable[[Any, Call], Awaitable[Any]]
 

@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2
 from service.deadlines import before
 from service.errors import ServiceError
 from service.grpc_calls import Call, Method
+from service.hang_up import never
 from service.inference_messages import parse, render
 from service.inference_models import (
     model_config,
@@ -108,7 +109,7 @@ class InferenceService:
             async with before(limit):
                 asked = await service.pipeline.aside(lambda: parse(message, signature))
             deadline = asked.deadline(exchange.started, limit)
-            order = Order(model, 1, deadline, call.disconnected, asked.priority)
+            order = Order(model, 1, deadline, never, asked.priority)
             logits, stages = await service.pipeline.infer(asked.images, order)
         exchange.stages = slowest(stages)
         about = {"model_name": model.name, "model_version": str(model.version), "id": asked.id}

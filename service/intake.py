@@ -4,8 +4,8 @@ A place in the queue is taken when a body is complete, so that slow senders hold
 what they have sent so far would grow with the number of connections.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 from service.errors import Overloaded
 
@@ -17,14 +17,9 @@ class Intake:
         self._limit = limit
         self.held = 0
 
-    @contextmanager
-    def open(self) -> Iterator["Share"]:
-        """One request's share of the budget; all of it is given back at the end."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.held -= share.bytes
+    def open(self) -> "Share":
+        """One request's share of the budget, to be used in a `with`; all of it is given back at the end."""
+        return Share(self)
 
     def take(self, count: int) -> None:
         """Raise Overloaded when the budget has no room for so many bytes more."""
@@ -39,6 +34,14 @@ class Share:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self.bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._intake.held -= self.bytes
 
     def take(self, count: int) -> None:
         """Take so many bytes more, or raise Overloaded."""

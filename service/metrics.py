@@ -148,6 +148,7 @@ class Metrics:
         for error in ERRORS:
             self._rejected.labels(error.code)
         self._labels: dict[str, set[str]] = {}
+        self._children: dict[tuple[Counter, tuple[str | int, ...]], Counter] = {}
 
     def stage(self, name: str, seconds: float) -> None:
         """Record the end of one of STAGES."""
@@ -160,8 +161,15 @@ class Metrics:
     def predicted(self, model: str, label: str, probability: float) -> None:
         """Count an image's most probable label and its probability."""
         known = label if label in self._labels[model] else OTHER_LABEL
-        self._predictions.labels(model, known).inc()
+        self._child(self._predictions, model, known).inc()
         self._confidence.observe(probability)
+
+    def _child(self, counter: Counter, *labels: str | int) -> Counter:
+        """The series with these labels; looking it up by `labels()` takes longer than counting."""
+        child = self._children.get((counter, labels))
+        if child is None:
+            child = self._children[counter, labels] = counter.labels(*labels)
+        return child
 
     def looked_up(self, result: str) -> None:
         """Count an image by one of CACHE_RESULTS."""
@@ -213,5 +221,5 @@ class Metrics:
 
     def answered(self, model: str, version: str, status: int, seconds: float) -> None:
         """Count a finished classification request."""
-        self._requests.labels(model, version, status).inc()
+        self._child(self._requests, model, version, status).inc()
         self._request_seconds.observe(seconds)

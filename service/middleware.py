@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.exchange import Exchange, request_id, speaks_inference_protocol
@@ -51,12 +51,12 @@ class ExchangeMiddleware:
 
     def _add_headers(self, message: Message, exchange: Exchange) -> None:
         exchange.finish(message["status"])
-        headers = MutableHeaders(scope=message)
-        headers["x-request-id"] = exchange.request_id
-        headers["server-timing"] = exchange.server_timing()
+        headers = message["headers"] = list(message.get("headers", ()))
+        headers.append((b"x-request-id", exchange.request_id.encode()))
+        headers.append((b"server-timing", exchange.server_timing().encode()))
         if self._lifecycle.draining:
             # Keep-alive connections must end while the listener is still open, or a request is lost on each.
-            headers["connection"] = "close"
+            headers.append((b"connection", b"close"))
 
     async def _answer_failure(self, error: BaseException, exchange: Exchange, scope: Scope, send: Send) -> None:
         failure = exchange.unexpected(error, draining=self._lifecycle.draining)

@@ -9,7 +9,7 @@ The decode thread hands the pixels straight to the model's queue, and a whole ba
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ from service.cache import Cache, Pending, digest
 from service.cam import Explanation, Head, explain
 from service.deadlines import before
 from service.errors import ClientClosed, DeadlineExceeded, InternalError, ServiceError
-from service.image import preprocess
+from service.hang_up import OnHangUp
+from service.image import preprocess, quick
 from service.metrics import Metrics
 from service.repository import ServedModel
 from service.shadow import Shadow
@@ -42,7 +43,7 @@ class Question:
     index: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Order:
     """What a caller asked of a model: how many labels, until when, how urgently, whether why,
     and which version is to see it on the side."""
@@ -50,13 +51,13 @@ class Order:
     model: ServedModel
     top_k: int
     deadline: float
-    disconnected: Callable[[], Awaitable[None]]
+    on_hang_up: OnHangUp
     priority: Priority = Priority.NORMAL
     why: Question | None = None
     shadow: ServedModel | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """The predictions for one image and where the time went."""
 
@@ -78,7 +79,7 @@ class Pipeline:
     async def classify(self, encoded: bytes, order: Order) -> Answer:
         """Classify one encoded image; ServiceError says why there is no answer."""
         pending = await self._admit([encoded], order)
-        with _abandoned_on_disconnect(pending, order):
+        with _abandoned_on_hang_up(pending, order):
             return await self._answer(pending[0], encoded, order)
 
     async def classify_many(self, images: Sequence[bytes | ServiceError], order: Order) -> list[Answer | ServiceError]:
@@ -88,7 +89,7 @@ class Pipeline:
         """
         encoded = [each for each in images if isinstance(each, bytes)]
         pending = await self._admit(encoded, order)
-        with _abandoned_on_disconnect(pending, order):
+        with _abandoned_on_hang_up(pending, order):
             each_alone = (self._answer_or_error(*each, order) for each in zip(pending, encoded, strict=True))
             answers = iter(await asyncio.gather(*each_alone))
         results = [next(answers) if isinstance(each, bytes) else each for each in images]
@@ -103,7 +104,7 @@ class Pipeline:
         The first of them that fails fails all.
         """
         pending = await self._admit(images, order) if isinstance(images, list) else _queued(images, order)
-        with _abandoned_on_disconnect(pending, order):
+        with _abandoned_on_hang_up(pending, order):
             try:
                 rows = await asyncio.gather(*(each.logits() for each in pending))
             finally:
@@ -139,7 +140,10 @@ class Pipeline:
 
     def _decode_later(self, images: Sequence[bytes], tickets: list[Ticket], model: ServedModel) -> list[Ticket]:
         for encoded, ticket in zip(images, tickets, strict=True):
-            self._pool.submit(self._decode, encoded, ticket, model)
+            if len(images) == 1 and quick(encoded, model.card.preprocessing):
+                self._decode(encoded, ticket, model)
+            else:
+                self._pool.submit(self._decode, encoded, ticket, model)
         return tickets
 
     async def _answer(self, pending: Pending, encoded: bytes, order: Order) -> Answer:
@@ -201,17 +205,15 @@ def _digests(images: Sequence[bytes]) -> list[bytes]:
 
 
 @contextmanager
-def _abandoned_on_disconnect(pending: Sequence[Pending], order: Order) -> Iterator[None]:
+def _abandoned_on_hang_up(pending: Sequence[Pending], order: Order) -> Iterator[None]:
     """Drop the images as soon as nobody waits for them any more."""
 
-    def abandon(_: asyncio.Future[None]) -> None:
+    def abandon() -> None:
         for each in pending:
             each.abandon()
 
-    watcher = asyncio.ensure_future(order.disconnected())
-    watcher.add_done_callback(abandon)
+    stop_watching = order.on_hang_up(abandon)
     try:
         yield
     finally:
-        watcher.remove_done_callback(abandon)
-        watcher.cancel()
+        stop_watching()

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from service.tickets import Pixels, Priority, Ticket
 
+# An enumeration is slow to walk through, and this is done for every image.
+PRIORITIES = tuple(Priority)
 WEIGHTS = {Priority.SHADOW: 0.25, Priority.LOW: 1.0, Priority.NORMAL: 4.0, Priority.HIGH: 16.0}
 
 
@@ -18,9 +20,9 @@ class Waiting:
     """The admitted images of one model that are not on the device yet: being decoded, or decoded and queued."""
 
     def __init__(self) -> None:
-        self._admitted: dict[Priority, dict[Ticket, None]] = {each: {} for each in Priority}
-        self._decoded: dict[Priority, dict[Ticket, Pixels]] = {each: {} for each in Priority}
-        self._next = dict.fromkeys(Priority, 0.0)  # virtual finish time of each priority's next image
+        self._admitted: dict[Priority, dict[Ticket, None]] = {each: {} for each in PRIORITIES}
+        self._decoded: dict[Priority, dict[Ticket, Pixels]] = {each: {} for each in PRIORITIES}
+        self._next = dict.fromkeys(PRIORITIES, 0.0)  # virtual finish time of each priority's next image
         self._now = 0.0
         self.admitted = 0
         self.decoded = 0
@@ -54,7 +56,7 @@ class Waiting:
 
     def take(self) -> tuple[Ticket, Pixels]:
         """The image that goes next; its place is free."""
-        priority = min((each for each in Priority if self._decoded[each]), key=lambda each: (self._next[each], -each))
+        priority = min((each for each in PRIORITIES if self._decoded[each]), key=lambda each: (self._next[each], -each))
         self._now = self._next[priority]
         self._next[priority] += 1 / WEIGHTS[priority]
         ticket, pixels = next(iter(self._decoded[priority].items()))
@@ -69,13 +71,15 @@ class Waiting:
     def ahead(self, priority: Priority, images: int) -> float:
         """How many images will have run before the last of `images` more of this priority, those not counted."""
         own = len(self._admitted[priority])
+        if own == self.admitted:
+            return own
         turns = (own + images) / WEIGHTS[priority]
         others = (
-            min(float(len(self._admitted[each])), turns * WEIGHTS[each]) for each in Priority if each is not priority
+            min(float(len(self._admitted[each])), turns * WEIGHTS[each]) for each in PRIORITIES if each is not priority
         )
         return own + sum(others)
 
     def displaceable(self, priority: Priority, images: int) -> list[Ticket]:
         """Up to `images` of lower priority, the lowest and youngest first."""
-        lower = (ticket for each in Priority if each < priority for ticket in reversed(self._admitted[each]))
+        lower = (ticket for each in PRIORITIES if each < priority for ticket in reversed(self._admitted[each]))
         return [ticket for ticket, _ in zip(lower, range(images), strict=False)]

@@ -141,13 +141,16 @@ class Repository:
             return served
         if stable := self.version_of(name, "stable"):
             return stable
-        return max((model for model in self if model.name == name), key=lambda each: each.version, default=None)
+        newest = max((version for served, version in self._served if served == name), default=0)
+        return self._served.get((name, newest))
 
     def names(self) -> list[str]:
         """The names of all models, in service or not."""
         return sorted({model.name for model in self} | {location.name for location in self.failed})
 
     def _only_name(self) -> str:
+        if len(self._served) == 1 and not self.failed:
+            return next(iter(self._served))[0]
         names = self.names()
         if len(names) > 1:
             raise InvalidParameter(f"model: several models are served; name one of {', '.join(names)}.")

@@ -1,14 +1,14 @@
 """A place in a model's queue, and the times that an image spends on its way."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.deadlines import before
-from service.errors import ClientClosed
+from service.errors import ClientClosed, DeadlineExceeded
 
 Logits = NDArray[np.float32]
 Features = NDArray[np.float32]
@@ -91,5 +91,12 @@ class Ticket:
             DeadlineExceeded: the deadline passed first; the image is dropped wherever it is.
             ServiceError: what went wrong with this image or its batch.
         """
-        async with before(self.deadline):
+        timer = self.future.get_loop().call_later(self.deadline - time.monotonic(), self._expire)
+        try:
             return await self.future
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(DeadlineExceeded())

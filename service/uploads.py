@@ -19,12 +19,12 @@ async def read_image(request: Request, limits: FormLimits, share: Share) -> byte
         UnsupportedMediaType: the body is declared as something else.
         EmptyBody, BodyTooLarge, MalformedMultipart, InvalidParameter, ClientClosed: as they say.
     """
-    media_type = _media_type(request)
     if request.headers.get("content-length") == "0":
         raise EmptyBody
-    if media_type == FORM:
+    content_type = request.headers.get("content-type", "")
+    if _media_type(content_type) == FORM:
         return await _only_file(request, limits, share)
-    if media_type in ("", OCTETS) or media_type.startswith("image/"):
+    if is_image(content_type):
         return await read_body(request, limits.part_bytes, share)
     raise UnsupportedMediaType(f"Send the image with Content-Type image/*, {OCTETS}, or as part `file` of {FORM}.")
 
@@ -37,7 +37,7 @@ async def read_images(request: Request, limits: FormLimits, share: Share) -> lis
     """
     if request.headers.get("content-length") == "0":
         raise EmptyBody("The request has no body; send the images as parts `files` of a form.")
-    if _media_type(request) != FORM:
+    if _media_type(request.headers.get("content-type", "")) != FORM:
         raise UnsupportedMediaType(f"Send the images as parts `files` of {FORM}.")
     parts = await read_form(request, "files", limits, share)
     if not parts:
@@ -45,8 +45,14 @@ async def read_images(request: Request, limits: FormLimits, share: Share) -> lis
     return [_content(part, limits) for part in parts]
 
 
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def is_image(content_type: str) -> bool:
+    """Whether a body with this Content-Type is taken as the image itself."""
+    media_type = _media_type(content_type)
+    return media_type in ("", OCTETS) or media_type.startswith("image/")
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 async def _only_file(request: Request, limits: FormLimits, share: Share) -> bytes:

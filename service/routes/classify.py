@@ -1,19 +1,19 @@
 """`POST /classify` and `POST /classify/batch`."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse
 
-from service.body import FormLimits
 from service.deadlines import before
 from service.errors import InvalidParameter, ServiceError
 from service.exchange import exchange_of
-from service.pipeline import Answer, Order, Question
+from service.hang_up import on_hang_up_of
+from service.pipeline import Answer, Question
 from service.repository import ServedModel
-from service.routes.dependencies import Parts, Service
+from service.routes.dependencies import Service
+from service.routes.orders import answer_body, asked_model, form_limits, last_byte, order_for
 from service.schemas import (
     MANY_IMAGES,
     ONE_IMAGE,
@@ -24,13 +24,10 @@ from service.schemas import (
     ClassifyQuery,
     ExplainQuery,
 )
-from service.settings import Settings
-from service.tickets import Priority, slowest
+from service.tickets import slowest
 from service.uploads import read_image, read_images
 
 router = APIRouter(tags=["classification"], responses=PROBLEMS)
-
-DEFAULT_TOP_K = 5
 
 
 @router.post("/classify", response_model=ClassifyBody, openapi_extra=ONE_IMAGE)
@@ -41,15 +38,16 @@ async def classify(
     service: Service,
 ) -> JSONResponse:
     """Classify one image: the body itself, or the part `file` of a form."""
-    model = _model(request, query, headers, service)
+    exchange = exchange_of(request)
+    model = asked_model(query, headers, exchange, service)
     with model.held(), service.intake.open() as share:
-        order = replace(_order(request, query, headers, model, service), why=_question(query, model))
-        async with before(_last_byte(request, order, service)):
-            encoded = await read_image(request, _limits(service.settings), share)
+        order = order_for(model, query, headers, exchange, service, on_hang_up_of(request.scope, request.receive))
+        order = replace(order, why=_question(query, model))
+        async with before(last_byte(order, exchange, service)):
+            encoded = await read_image(request, form_limits(service.settings), share)
         answer = await service.pipeline.classify(encoded, order)
-    exchange_of(request).stages = answer.stages
-    body = {"model": order.model.name, "version": order.model.version, "predictions": answer.predictions}
-    return JSONResponse(body | ({"explanation": answer.explanation} if answer.explanation else {}))
+    exchange.stages = answer.stages
+    return JSONResponse(answer_body(order, answer))
 
 
 @router.post("/classify/batch", response_model=BatchBody, openapi_extra=MANY_IMAGES)
@@ -60,56 +58,23 @@ async def classify_batch(
     service: Service,
 ) -> JSONResponse:
     """Classify the parts `files` of a form: one result an image, in order; a bad image fails alone."""
-    model = _model(request, query, headers, service)
+    exchange = exchange_of(request)
+    model = asked_model(query, headers, exchange, service)
     with model.held(), service.intake.open() as share:
-        order = _order(request, query, headers, model, service)
-        async with before(_last_byte(request, order, service)):
-            images = await read_images(request, _limits(service.settings), share)
+        order = order_for(model, query, headers, exchange, service, on_hang_up_of(request.scope, request.receive))
+        async with before(last_byte(order, exchange, service)):
+            images = await read_images(request, form_limits(service.settings), share)
         results = await service.pipeline.classify_many(images, order)
     for failure in results:
         if isinstance(failure, ServiceError):
-            exchange_of(request).log_failure(failure)
-    exchange_of(request).stages = slowest([each.stages for each in results if isinstance(each, Answer)])
+            exchange.log_failure(failure)
+    exchange.stages = slowest([each.stages for each in results if isinstance(each, Answer)])
     return JSONResponse(
         {
             "model": order.model.name,
             "version": order.model.version,
             "results": [_result(each) for each in results],
         }
-    )
-
-
-def _model(request: Request, query: ClassifyQuery, headers: ClassifyHeaders, service: Parts) -> ServedModel:
-    """The model that is asked; the caller has to hold it at once."""
-    exchange = exchange_of(request)
-    name = query.model or service.settings.default_model
-    model = service.repository.find(name, query.version, _key(request, headers))
-    exchange.model, exchange.version = model.name, str(model.version)
-    return model
-
-
-def _key(request: Request, headers: ClassifyHeaders) -> str:
-    """What keeps a caller on its side of a canary or a shadow."""
-    return headers.x_canary_key or exchange_of(request).request_id
-
-
-def _order(
-    request: Request, query: ClassifyQuery, headers: ClassifyHeaders, model: ServedModel, service: Parts
-) -> Order:
-    """What is asked of the model; refuses what can be refused before the body is read."""
-    priority = Priority[headers.x_priority.upper()]
-    classes = len(model.card.labels)
-    if query.top_k is not None and query.top_k > classes:
-        raise InvalidParameter(f"top_k: the model has {classes} classes.")
-    if not service.settings.cache_bytes:  # with a cache, the answer may be there
-        model.batcher.refuse_when_full(priority)
-    return Order(
-        model=model,
-        top_k=query.top_k or min(DEFAULT_TOP_K, classes),
-        priority=priority,
-        shadow=None if query.version else service.repository.shadow_of(model, _key(request, headers)),
-        deadline=exchange_of(request).started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
-        disconnected=disconnect_of(request),
     )
 
 
@@ -130,25 +95,6 @@ def _unexplained(model: ServedModel) -> str:
     if model.card.source is None:
         return "this model has no card that names its last layer"
     return f"{model.card.architecture} does not end in global average pooling"
-
-
-def _last_byte(request: Request, order: Order, service: Parts) -> float:
-    """Until when the body must have arrived: a caller may shorten the server's own limit and not lengthen it."""
-    return min(order.deadline, exchange_of(request).started + service.settings.request_timeout_ms / 1000)
-
-
-def _limits(settings: Settings) -> FormLimits:
-    return FormLimits(settings.max_request_bytes, settings.max_image_bytes, settings.max_request_images)
-
-
-def disconnect_of(request: Request) -> Callable[[], Awaitable[None]]:
-    """What ends when the caller has hung up."""
-
-    async def disconnected() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    return disconnected
 
 
 def _result(result: Answer | ServiceError) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from service.compression import accepted, deflate, inflate
 from service.deadlines import before
 from service.errors import EmptyBody
 from service.exchange import exchange_of
+from service.hang_up import on_hang_up_of
 from service.inference_models import (
     model_config,
     model_metadata,
@@ -26,7 +27,6 @@ from service.inference_protocol import Inference, Signature
 from service.inference_rest import parse, parse_control, render
 from service.pipeline import Order
 from service.repository import ServedModel
-from service.routes.classify import disconnect_of
 from service.routes.dependencies import Parts, Service
 from service.tickets import Priority, slowest
 
@@ -146,7 +146,7 @@ async def infer(request: Request, service: Service, name: str, version: int | No
             body = await read_body(request, service.settings.max_request_bytes, share)
             asked = await service.pipeline.aside(_parsing(request, body, signature, service))
         deadline = asked.deadline(exchange.started, limit)
-        order = Order(model, 1, deadline, disconnect_of(request), asked.priority)
+        order = Order(model, 1, deadline, on_hang_up_of(request.scope, request.receive), asked.priority)
         logits, stages = await service.pipeline.infer(asked.images, order)
     exchange.stages = slowest(stages)
     about = {"model_name": model.name, "model_version": str(model.version), "id": asked.id}

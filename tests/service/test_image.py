@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 
 from service.artifact import Preprocessing
 from service.errors import ImageTooLarge, ServiceError, UndecodableImage
-from service.image import preprocess
+from service.image import preprocess, quick
 
 LIMIT = 1_000_000
+BILINEAR = Image.Resampling.BILINEAR
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
@@ -32,6 +33,43 @@ def encode(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    width=st.integers(1, 130),
+    height=st.integers(1, 130),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from([0, 1, 2]),
+    progressive=st.booleans(),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+)
+def test_jpegs_have_the_pixels_that_pillow_gives(
+    width: int, height: int, quality: int, subsampling: int, progressive: bool, mode: str
+) -> None:
+    options = {"quality": quality, "subsampling": subsampling, "progressive": progressive}
+    encoded = encode(noise(width, height, seed=width + height).convert(mode), "JPEG", **options)
+    side = min(width, height)
+    expected = torchvision_transform(Image.open(BytesIO(encoded)).convert("RGB"), side, side, BILINEAR)
+    np.testing.assert_array_equal(preprocess(encoded, recipe(side, side), LIMIT), expected)
+
+
+@pytest.mark.parametrize("cut", [2, 20, 200, 600, -100, -2])
+def test_a_jpeg_that_ends_early_is_refused_as_pillow_refuses_it(cut: int) -> None:
+    whole = encode(noise(32, 32), "JPEG")
+    with pytest.raises(OSError):  # noqa: PT011  Pillow's messages differ by where it ends
+        Image.open(BytesIO(whole[:cut])).load()
+    with pytest.raises(UndecodableImage):
+        preprocess(whole[:cut], recipe(), LIMIT)
+
+
+def test_what_is_quick_has_few_pixels_at_every_step() -> None:
+    assert quick(encode(noise(32, 32), "JPEG"), recipe(32, 32))
+    assert quick(encode(noise(32, 32), "PNG"), recipe(32, 32))
+    assert not quick(encode(noise(32, 32), "JPEG"), recipe(256, 224))
+    assert not quick(encode(noise(400, 400), "JPEG", quality=1), recipe(32, 32))
+    assert not quick(encode(noise(32, 32), "GIF"), recipe(32, 32))
+    assert not quick(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", recipe(32, 32))
 
 
 def torchvision_transform(image: Image.Image, resize: int, crop: int, resampling: Image.Resampling) -> np.ndarray:

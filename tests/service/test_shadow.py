@@ -81,7 +81,7 @@ def test_shadows_are_shed_while_callers_wait(models: Path) -> None:
             running = [threads.submit(classify, client) for _ in range(40)]
             assert {each.result().status_code for each in running} == {200}
         eventually(lambda: count(client, "shed") + count(client, "agreed") == 40)
-        assert count(client, "shed") > 10
+        assert count(client, "shed") >= 5
         assert len(colours.last("colours", 2).batches) - ran < 30
 
 

@@ -1,0 +1,70 @@
+"""What a caller of the classification routes asks for, as an order to the pipeline, and the answer in JSON's terms."""
+
+from typing import Any
+
+from service.body import FormLimits
+from service.errors import InvalidParameter
+from service.exchange import Exchange
+from service.hang_up import OnHangUp
+from service.pipeline import Answer, Order
+from service.repository import ServedModel
+from service.routes.dependencies import Parts
+from service.schemas import ClassifyHeaders, ClassifyQuery
+from service.settings import Settings
+from service.tickets import Priority
+
+DEFAULT_TOP_K = 5
+
+
+def asked_model(query: ClassifyQuery, headers: ClassifyHeaders, exchange: Exchange, service: Parts) -> ServedModel:
+    """The model that is asked; the caller has to hold it at once."""
+    name = query.model or service.settings.default_model
+    model = service.repository.find(name, query.version, _key(headers, exchange))
+    exchange.model, exchange.version = model.name, str(model.version)
+    return model
+
+
+def order_for(
+    model: ServedModel,
+    query: ClassifyQuery,
+    headers: ClassifyHeaders,
+    exchange: Exchange,
+    service: Parts,
+    on_hang_up: OnHangUp,
+) -> Order:
+    """What is asked of the model; refuses what can be refused before the body is read."""
+    priority = Priority[headers.x_priority.upper()]
+    classes = len(model.card.labels)
+    if query.top_k is not None and query.top_k > classes:
+        raise InvalidParameter(f"top_k: the model has {classes} classes.")
+    if not service.settings.cache_bytes:  # with a cache, the answer may be there
+        model.batcher.refuse_when_full(priority)
+    return Order(
+        model=model,
+        top_k=query.top_k or min(DEFAULT_TOP_K, classes),
+        priority=priority,
+        shadow=None if query.version else service.repository.shadow_of(model, _key(headers, exchange)),
+        deadline=exchange.started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
+        on_hang_up=on_hang_up,
+    )
+
+
+def _key(headers: ClassifyHeaders, exchange: Exchange) -> str:
+    """What keeps a caller on its side of a canary or a shadow."""
+    return headers.x_canary_key or exchange.request_id
+
+
+def last_byte(order: Order, exchange: Exchange, service: Parts) -> float:
+    """Until when the body must have arrived: a caller may shorten the server's own limit and not lengthen it."""
+    return min(order.deadline, exchange.started + service.settings.request_timeout_ms / 1000)
+
+
+def form_limits(settings: Settings) -> FormLimits:
+    """The bounds of an upload."""
+    return FormLimits(settings.max_request_bytes, settings.max_image_bytes, settings.max_request_images)
+
+
+def answer_body(order: Order, answer: Answer) -> dict[str, Any]:
+    """The answer for one image (contract section 5)."""
+    body = {"model": order.model.name, "version": order.model.version, "predictions": answer.predictions}
+    return body | ({"explanation": answer.explanation} if answer.explanation else {})
