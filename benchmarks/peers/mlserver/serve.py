@@ -9,9 +9,9 @@ import asyncio
 import numpy as np
 from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.codecs import Base64Codec, NumpyCodec, StringCodec
-from mlserver.types import InferenceRequest, InferenceResponse
+from mlserver.types import InferenceRequest, InferenceResponse, Parameters, ResponseOutput
 
-from benchmarks.peers.common import HOST, MAX_BATCH_SIZE, free_port, open_model, port, workers
+from benchmarks.peers.common import HOST, MAX_BATCH_SIZE, TOP, free_port, open_model, port, workers
 
 BATCH_SECONDS = 0.002
 
@@ -27,11 +27,17 @@ class Classifier(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Decode and classify a batch."""
         answers = self.model.classify(Base64Codec.decode_input(payload.inputs[0]))
-        labels = np.array([[found["label"] for found in answer] for answer in answers])
-        probabilities = np.array([[found["probability"] for found in answer] for answer in answers], np.float32)
+        labels = [found["label"] for answer in answers for found in answer]
+        probabilities = [[found["probability"] for found in answer] for answer in answers]
         outputs = [
-            StringCodec.encode_output("labels", labels),
-            NumpyCodec.encode_output("probabilities", probabilities),
+            ResponseOutput(
+                name="labels",
+                datatype="BYTES",
+                shape=[len(answers), TOP],
+                data=labels,
+                parameters=Parameters(content_type=StringCodec.ContentType),
+            ),
+            NumpyCodec.encode_output("probabilities", np.array(probabilities, np.float32)),
         ]
         return InferenceResponse(model_name=self.name, outputs=outputs)
 

@@ -41,7 +41,7 @@ def properties() -> str:
     settings = {
         "inference_address": address,
         "management_address": address,
-        "metrics_address": address,
+        "metrics_address": f"http://{HOST}:{free_port()}",
         "grpc_inference_port": free_port(),
         "grpc_management_port": free_port(),
         "job_queue_size": QUEUE_SIZE,

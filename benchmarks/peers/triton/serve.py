@@ -2,10 +2,18 @@
 
 A function, with its session, for each core: they are threads of one process, and onnxruntime, simplejpeg and Pillow
 release the interpreter's lock while they work. No queue delay: a free function takes what is queued.
+
+Encoded images are small, so they go from Triton to the functions in messages; pytriton's way for large tensors, shared
+memory, fails where the interpreter inside its wheel is older than the standard library of the environment.
 """
 
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+os.environ["PYTRITON_NO_TENSORSTORE"] = "1"
 
 import numpy as np
 from pytriton.decorators import batch
@@ -33,7 +41,7 @@ if __name__ == "__main__":
     configuration = TritonConfig(
         http_address=HOST, http_port=port(), allow_grpc=False, allow_metrics=False, exit_timeout_secs=5
     )
-    with Triton(config=configuration) as triton:
+    with Triton(config=configuration, workspace=Path(tempfile.mkdtemp())) as triton:
         triton.bind(
             model_name="classifier",
             infer_func=[classifier() for _ in range(workers())],
