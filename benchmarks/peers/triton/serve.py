@@ -41,7 +41,7 @@ if __name__ == "__main__":
     configuration = TritonConfig(
         http_address=HOST, http_port=port(), allow_grpc=False, allow_metrics=False, exit_timeout_secs=5
     )
-    with Triton(config=configuration, workspace=Path(tempfile.mkdtemp())) as triton:
+    with Triton(config=configuration, workspace=Path(tempfile.mkdtemp(), "workspace")) as triton:
         triton.bind(
             model_name="classifier",
             infer_func=[classifier() for _ in range(workers())],
