@@ -137,7 +137,7 @@ def decode(encoded: bytes, recipe: Recipe) -> NDArray[np.uint8]:
 
 def decode_with_pillow(encoded: bytes, recipe: Recipe) -> NDArray[np.uint8]:
     """Pixels `[H, W, 3]`, RGB, on white where the image is transparent."""
-    image = Image.open(BytesIO(encoded))
+    image: Image.Image = Image.open(BytesIO(encoded))
     if recipe.exif == "transpose":
         image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:

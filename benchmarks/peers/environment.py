@@ -66,7 +66,14 @@ def prepare(peer: Peer, folder: Path) -> Path:
 
 
 def _install(environment: Path, requirements: Path) -> None:
-    pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip: list[str | Path] = [
+        environment / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     done = subprocess.run(  # noqa: S603
         [*pip, "-r", requirements], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -199,11 +206,10 @@ def _stop(process: subprocess.Popen[bytes], run: str) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
     for signum in (signal.SIGTERM, signal.SIGKILL):
-        left = [member for member in left | _family(run, process.pid) if member.is_running()]
+        left = {member for member in left | _family(run, process.pid) if member.is_running()}
         for member in left:
             _signal(member, signum)
         psutil.wait_procs(left, STOP_SECONDS)
-        left = set(left)
     process.wait()
 
 

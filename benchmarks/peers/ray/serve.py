@@ -23,9 +23,7 @@ MAX_ONGOING_REQUESTS = 4 * MAX_BATCH_SIZE
 OBJECT_STORE_BYTES = 2**27
 
 
-@serve.deployment(
-    num_replicas=workers(), max_ongoing_requests=MAX_ONGOING_REQUESTS, ray_actor_options={"num_cpus": 1}
-)
+@serve.deployment(num_replicas=workers(), max_ongoing_requests=MAX_ONGOING_REQUESTS, ray_actor_options={"num_cpus": 1})
 class Classifier:
     """Bytes -> pixels -> labels."""
 

@@ -50,8 +50,6 @@ if __name__ == "__main__":
                 Tensor(name="labels", dtype=bytes, shape=(TOP,)),
                 Tensor(name="probabilities", dtype=np.float32, shape=(TOP,)),
             ],
-            config=ModelConfig(
-                max_batch_size=MAX_BATCH_SIZE, batcher=DynamicBatcher(max_queue_delay_microseconds=0)
-            ),
+            config=ModelConfig(max_batch_size=MAX_BATCH_SIZE, batcher=DynamicBatcher(max_queue_delay_microseconds=0)),
         )
         triton.serve()
