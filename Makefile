@@ -10,7 +10,7 @@ DEVICE := $(if $(filter gpu,$(RUNTIME)),--device cuda)
 SAMPLE := model_export/builtin/digits/samples/seven.png
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow bench lint format lock clean
+.PHONY: help run test test-slow bench bench-precision lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -24,7 +24,10 @@ test: .venv/dev lint ## lint, check types and run the test suite
 test-slow: .venv/dev ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-bench: .venv/run-$(RUNTIME) ## the speed of each precision on this machine
+bench: .venv/dev ## this server, its ceilings and, with PEERS=all, its peers; WORKLOADS=W1,W2 for some
+	$(BIN)/python -m benchmarks --open --peers $(or $(PEERS),none) $(if $(WORKLOADS),--workloads $(WORKLOADS))
+
+bench-precision: .venv/run-$(RUNTIME) ## the speed of each precision on this machine
 	$(BIN)/python -m benchmarks.precision
 
 lint: .venv/dev ## formatting, rules, types and the direction of imports

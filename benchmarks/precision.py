@@ -1,4 +1,4 @@
-"""float32, float16 and int8 of one network, by batch size and threads, in turns: `make bench`.
+"""float32, float16 and int8 of one network, by batch size and threads, in turns: `make bench-precision`.
 
     python -m benchmarks.precision                      the built-in digits, converted for it
     python -m benchmarks.precision models/NAME/*/model.onnx

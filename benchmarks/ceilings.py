@@ -1,0 +1,97 @@
+"""What the hardware allows: onnxruntime alone, decoding alone, and both together, with nothing of a server around.
+
+The combined ceiling is 1 / (1 / model rate + 1 / decode rate), both with all cores: every core does nothing but decode
+and compute, and no image waits.
+"""
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model_export.verify import card_of
+from service.artifact import ModelCard
+from service.costs import Arrangement
+from service.cpus import available_cpus
+from service.image import preprocess
+from service.runtime import OnnxBackend, open_onnx
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+SECONDS = 0.5
+MAX_PIXELS = 2**26
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Images a second: of the model by (arrangement, batch size), of decoding on all cores, and of both together."""
+
+    model: dict[tuple[Arrangement, int], float]
+    decode: float
+    cores: int
+
+    @property
+    def best_model(self) -> float:
+        """At the best arrangement and batch size."""
+        return max(self.model.values())
+
+    @property
+    def combined(self) -> float:
+        """Of a machine that does nothing else; without decoding for tensors."""
+        return 1 / (1 / self.best_model + (1 / self.decode if self.decode else 0.0))
+
+
+def measure(path: Path, encoded: bytes | None) -> Ceiling:
+    """Measure a model, and the decoding of an image for it if there is one."""
+    cores = available_cpus()
+    backend = open_onnx(path, "cpu", cores, spread=True)
+    card = card_of(path)
+    rates = {
+        (arrangement, size): _model_rate(backend, card, arrangement, lanes, size)
+        for arrangement, lanes in backend.lanes.items()
+        for size in BATCH_SIZES
+    }
+    backend.close()
+    return Ceiling(rates, _decode_rate(path, encoded, cores) if encoded else 0.0, cores)
+
+
+def _model_rate(backend: OnnxBackend, card: ModelCard, arrangement: Arrangement, lanes: int, size: int) -> float:
+    blank = np.zeros((size, card.input.height, card.input.width, 3), dtype=np.uint8)
+
+    def run() -> None:
+        backend.run(blank, arrangement=arrangement)
+
+    run()
+    counts = [0] * lanes
+    threads = [threading.Thread(target=_count, args=(run, counts, lane)) for lane in range(lanes)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return size * sum(counts) / (time.perf_counter() - began)
+
+
+def _count(work: Callable[[], object], counts: list[int], lane: int) -> None:
+    """Work for SECONDS at least, and one time at least."""
+    until = time.perf_counter() + SECONDS
+    while not counts[lane] or time.perf_counter() < until:
+        work()
+        counts[lane] += 1
+
+
+def _decode_rate(path: Path, encoded: bytes, cores: int) -> float:
+    # Processes: what a thread of Python would wait for the interpreter's lock is not the decoder's.
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        return sum(pool.starmap(_decode_alone, [(path, encoded)] * cores, chunksize=1))
+
+
+def _decode_alone(path: Path, encoded: bytes) -> float:
+    card = card_of(path)
+    counts = [0]
+    began = time.perf_counter()
+    _count(lambda: preprocess(encoded, card.preprocessing, MAX_PIXELS), counts, 0)
+    return counts[0] / (time.perf_counter() - began)

@@ -1,0 +1,100 @@
+"""A server under test as a tree of processes: how soon it is ready, what CPU time and memory it takes."""
+
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+START_SECONDS = 60
+SAMPLE_SECONDS = 0.1
+MEBIBYTE = 2**20
+
+
+class SubjectError(Exception):
+    """The server does not start. The message is one line."""
+
+
+class Usage:
+    """Samples a process and its descendants until it is stopped. Memory is resident, shared pages counted once each."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._stop = threading.Event()
+        self.peak_mebibytes = 0.0
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all that live."""
+        total = 0.0
+        for process in self._tree():
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            total += times.user + times.system
+        return total
+
+    def mebibytes(self) -> float:
+        """Resident now, each page divided by the processes that share it."""
+        total = 0
+        for process in self._tree():
+            try:
+                total += process.memory_full_info().pss
+            except (psutil.Error, AttributeError):
+                continue
+        return total / MEBIBYTE
+
+    def stop(self) -> None:
+        """Sample no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self.peak_mebibytes = max(self.peak_mebibytes, self.mebibytes())
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            return [self._root, *self._root.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+
+@contextmanager
+def serving(models: Path, port: int, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """This project's server with its defaults, and the seconds from its start to ready.
+
+    Raises:
+        SubjectError: it ends, or is not ready within a minute.
+    """
+    command = [sys.executable, "-m", "service", "--models", str(models), "--port", str(port), "--drain-delay-ms", "0"]
+    began = time.perf_counter()
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
+    try:
+        _await_ready(process, port, began, log)
+        yield process, time.perf_counter() - began
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _await_ready(process: subprocess.Popen[bytes], port: int, began: float, log: Path) -> None:
+    while time.perf_counter() < began + START_SECONDS:
+        if process.poll() is not None:
+            lines = log.read_text().splitlines() or ["no output"]
+            raise SubjectError(f"resnet-serve ended with {process.returncode}: {lines[-1]}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.01)
+    raise SubjectError(f"resnet-serve is not ready after {START_SECONDS} s; see {log}")
