@@ -22,6 +22,7 @@ from model_export.cli import main as export
 from model_export.errors import ExportError
 
 CALIBRATION_IMAGES = 24
+JUDGING_IMAGES = 8
 BATCH_IMAGES = 32
 BOUNDARY = "benchmark-boundary"
 CLASSES = 1000
@@ -152,9 +153,10 @@ def prepare(workload: Workload, folder: Path) -> Path:
         command = ["convert", str(_checkpoint(source, folder)), "--name", name, "--precision", precision]
         command += ["--out", str(models), "--version", "1"]
         if not source.startswith("builtin:"):
-            images = str(_calibration(folder))
-            command += ["--arch", source, "--preset", "imagenet-v1", "--images", images, "--min-agreement", "0.5"]
-            command += ["--calibration", images, "--calibration-method", "minmax"] if precision == "int8" else []
+            images, calibration = map(str, _images(folder))
+            command += ["--arch", source, "--preset", "imagenet-v1", "--labels", str(_labels(folder))]
+            command += ["--images", images, "--min-agreement", "0.5"]
+            command += ["--calibration", calibration, "--calibration-method", "minmax"] if precision == "int8" else []
         if export(command):
             raise ExportError(f"{workload.name} cannot be prepared")
     return models
@@ -180,10 +182,18 @@ def _in_range(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def _calibration(folder: Path) -> Path:
-    images = folder / "images"
-    if not images.exists():
-        images.mkdir(parents=True)
-        for number, encoded in enumerate(jpegs(500, 375, CALIBRATION_IMAGES)):
-            (images / f"{number}.jpg").write_bytes(encoded)
-    return images
+def _labels(folder: Path) -> Path:
+    path = folder / "labels.txt"
+    path.write_text("".join(f"class {index}\n" for index in range(CLASSES)))
+    return path
+
+
+def _images(folder: Path) -> tuple[Path, Path]:
+    """Folders with images to judge by, and others to calibrate on."""
+    folders = folder / "images", folder / "calibration"
+    encoded = jpegs(500, 375, JUDGING_IMAGES + CALIBRATION_IMAGES)
+    for path, images in zip(folders, (encoded[:JUDGING_IMAGES], encoded[JUDGING_IMAGES:]), strict=True):
+        path.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            (path / f"{number}.jpg").write_bytes(image)
+    return folders
