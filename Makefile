@@ -61,7 +61,7 @@ models: .venv/run-$(RUNTIME)
 .PHONY: models
 
 # One environment. .venv/run-cpu and .venv/run-gpu mark the onnxruntime that is in it, .venv/dev the tools of `make test`.
-.venv/run-$(RUNTIME): pyproject.toml constraints.txt
+.venv/run-$(RUNTIME): pyproject.toml constraints.txt hatch_build.py service/resample.c
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (a minute with warm package caches)"
 	@rm -f .venv/run-* .venv/dev

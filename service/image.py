@@ -19,6 +19,7 @@ from PIL import Image
 
 from service.artifact import Preprocessing
 from service.errors import ImageTooLarge, UndecodableImage
+from service.resample import Window, resample
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 # A 1×60000 picture would be resized to 224×13440000 before the crop: the bomb is in the shape, not in the size.
@@ -44,13 +45,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
 # The caller's limit is checked on every header below; Pillow's own would only add warnings under and errors over it.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -192,12 +186,11 @@ def _fit(pixels: NDArray[np.uint8], recipe: Preprocessing) -> NDArray[np.uint8]:
     """Resize the shorter side and cut out the centre, `[H, W, 3]` -> `[crop, crop, 3]`."""
     size = Size(pixels.shape[1], pixels.shape[0])
     target = _resized(size, recipe)
-    if target != size:
-        pixels = np.asarray(Image.fromarray(pixels).resize(target, RESAMPLING[recipe.interpolation]))
-    if target == (recipe.crop, recipe.crop):
-        return pixels
     left, top = (_margin(side - recipe.crop, recipe) for side in target)
-    return pixels[top : top + recipe.crop, left : left + recipe.crop]
+    centre = Window(left, top, recipe.crop, recipe.crop)
+    if target != size:
+        return resample(pixels, target.width, target.height, recipe.interpolation, centre)
+    return centre.of(pixels)
 
 
 def _margin(excess: int, recipe: Preprocessing) -> int:

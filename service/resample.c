@@ -1,0 +1,165 @@
+/* Resize and crop of packed 8-bit RGB, bit for bit as Pillow does it (libImaging/Resample.c, release 13), but only for
+ * the pixels that survive the crop.
+ *
+ * Equality binds the arithmetic: coefficients in double, normalised, rounded to 22 fractional bits; each pass sums in
+ * 32-bit integers and rounds back to 8 bits; which pass goes first follows from the sizes. Compile with
+ * -ffp-contract=off: a fused multiply-add would round the coefficients differently.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FRACTION 22
+#define HALF (1 << (FRACTION - 1))
+#define BLOCK 64 /* channel values of a row that are summed in registers */
+
+/* One clone for each instruction set, chosen when the library is loaded. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+#define EACH_CPU __attribute__((target_clones("avx2", "sse4.1", "default")))
+#else
+#define EACH_CPU
+#endif
+
+typedef int32_t Channels __attribute__((vector_size(16), aligned(4))); /* a pixel, and the next one's red */
+
+enum { BILINEAR, BICUBIC, LANCZOS };
+static const double SUPPORT[] = {1.0, 2.0, 3.0};
+
+static double sinc(double x) {
+    if (x == 0.0) return 1.0;
+    x *= M_PI;
+    return sin(x) / x;
+}
+
+static double weight(int filter, double x) {
+    if (filter == LANCZOS) return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3) : 0.0;
+    x = fabs(x);
+    if (filter == BILINEAR) return x < 1.0 ? 1.0 - x : 0.0;
+    if (x < 1.0) return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1;
+    return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0.0;
+}
+
+/* Where the taps of each output index start, how many there are, and their coefficients, `most` for each. */
+typedef struct {
+    int *start, *taps;
+    int32_t *coefficients;
+    int most;
+} Kernel;
+
+static int make_kernel(Kernel *kernel, int filter, int in, int out, int from, int count) {
+    double scale = (double)in / out, stretch = scale < 1.0 ? 1.0 : scale, per_stretch = 1.0 / stretch;
+    double support = SUPPORT[filter] * stretch;
+    kernel->most = (int)ceil(support) * 2 + 1;
+    double *weights = malloc(sizeof(double) * kernel->most);
+    kernel->coefficients = malloc(sizeof(int32_t) * kernel->most * count);
+    kernel->start = malloc(sizeof(int) * count * 2);
+    if (!weights || !kernel->coefficients || !kernel->start) {
+        free(weights);
+        return 0;
+    }
+    kernel->taps = kernel->start + count;
+    for (int i = 0; i < count; i++) {
+        double centre = (from + i + 0.5) * scale, sum = 0.0;
+        int first = (int)(centre - support + 0.5), last = (int)(centre + support + 0.5);
+        if (first < 0) first = 0;
+        if (last > in) last = in;
+        kernel->start[i] = first;
+        kernel->taps[i] = last - first;
+        for (int t = 0; t < last - first; t++) sum += weights[t] = weight(filter, (t + first - centre + 0.5) * per_stretch);
+        for (int t = 0; t < last - first; t++) {
+            double share = (sum != 0.0 ? weights[t] / sum : weights[t]) * (1 << FRACTION);
+            kernel->coefficients[i * kernel->most + t] = (int32_t)(share < 0 ? share - 0.5 : share + 0.5);
+        }
+    }
+    free(weights);
+    return 1;
+}
+
+static void free_kernel(Kernel *kernel) {
+    free(kernel->coefficients);
+    free(kernel->start);
+}
+
+static int end_of(const Kernel *kernel, int count) { return kernel->start[count - 1] + kernel->taps[count - 1]; }
+
+static inline uint8_t rounded(int32_t sum) {
+    int32_t value = sum >> FRACTION;
+    return value < 0 ? 0 : value > 255 ? 255 : value;
+}
+
+/* One row. `in` points at the column `first`, and holds `used` pixels; `wide` has room for them, and `sums` for `width`
+ * pixels, both with one value more: a pixel is handled as four values, of which the last is the next one's.
+ */
+EACH_CPU static void across(uint8_t *restrict out, const uint8_t *restrict in, int first, int used, int width,
+                            const Kernel *kernel, int32_t *restrict wide, int32_t *restrict sums) {
+    for (int i = 0; i < 3 * used; i++) wide[i] = in[i];
+    for (int x = 0; x < width; x++) {
+        const int32_t *coefficients = kernel->coefficients + x * kernel->most;
+        const int32_t *pixel = wide + 3 * (kernel->start[x] - first);
+        Channels sum = {HALF, HALF, HALF, HALF};
+        for (int t = 0; t < kernel->taps[x]; t++) sum += *(const Channels *)(pixel + 3 * t) * coefficients[t];
+        *(Channels *)(sums + 3 * x) = sum;
+    }
+    for (int i = 0; i < 3 * width; i++) out[i] = rounded(sums[i]);
+}
+
+EACH_CPU static void down(uint8_t *restrict out, const uint8_t *restrict in, long stride, int values, const int32_t *coefficients, int taps) {
+    for (int begin = 0; begin < values; begin += BLOCK) {
+        int count = values - begin < BLOCK ? values - begin : BLOCK;
+        int32_t sums[BLOCK];
+        for (int i = 0; i < BLOCK; i++) sums[i] = HALF;
+        for (int t = 0; t < taps; t++) {
+            const uint8_t *row = in + t * stride + begin;
+            if (count == BLOCK)
+                for (int i = 0; i < BLOCK; i++) sums[i] += row[i] * coefficients[t];
+            else
+                for (int i = 0; i < count; i++) sums[i] += row[i] * coefficients[t];
+        }
+        for (int i = 0; i < count; i++) out[begin + i] = rounded(sums[i]);
+    }
+}
+
+/* Resizes `in` [in_height, in_width, 3] to out_width × out_height and writes the window that begins at (left, top) to
+ * `out` [height, width, 3]. Returns 0 when there is no memory.
+ */
+int resample(const uint8_t *in, int in_width, int in_height, int out_width, int out_height, int filter, int left,
+             int top, int width, int height, uint8_t *out) {
+    Kernel columns = {0}, rows = {0};
+    uint8_t *between = NULL;
+    int32_t *wide = NULL, *sums = NULL;
+    int done = 0;
+    if (!make_kernel(&columns, filter, in_width, out_width, left, width)) goto end;
+    if (!make_kernel(&rows, filter, in_height, out_height, top, height)) goto end;
+    int shrink = in_height - out_height, rows_first = shrink > 0 && shrink > (in_width - out_width) * 2;
+    int first_column = columns.start[0], used = end_of(&columns, width) - first_column;
+    int first_row = rows.start[0], used_rows = end_of(&rows, height) - first_row;
+    long in_stride = 3L * in_width, stride = 3L * width;
+    wide = malloc(sizeof(int32_t) * (3 * used + 1));
+    sums = malloc(sizeof(int32_t) * (3 * width + 1));
+    between = malloc(rows_first ? 3 * used : stride * used_rows);
+    if (!wide || !sums || !between) goto end;
+    wide[3 * used] = 0;
+    in += 3L * first_column;
+    if (!rows_first)
+        for (int y = 0; y < used_rows; y++)
+            across(between + y * stride, in + (first_row + y) * in_stride, first_column, used, width, &columns, wide, sums);
+    for (int y = 0; y < height; y++) {
+        const int32_t *coefficients = rows.coefficients + y * rows.most;
+        if (rows_first) {
+            down(between, in + rows.start[y] * in_stride, in_stride, 3 * used, coefficients, rows.taps[y]);
+            across(out + y * stride, between, first_column, used, width, &columns, wide, sums);
+        } else {
+            const uint8_t *taken = between + (rows.start[y] - first_row) * stride;
+            down(out + y * stride, taken, stride, 3 * width, coefficients, rows.taps[y]);
+        }
+    }
+    done = 1;
+end:
+    free(wide);
+    free(sums);
+    free(between);
+    free_kernel(&columns);
+    free_kernel(&rows);
+    return done;
+}
