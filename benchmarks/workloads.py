@@ -7,6 +7,7 @@ knows. Images are smooth colour fields with a little noise, whose JPEGs are as l
 import json
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -157,7 +158,9 @@ def prepare(workload: Workload, folder: Path) -> Path:
             command += ["--arch", source, "--preset", "imagenet-v1", "--labels", str(_labels(folder))]
             command += ["--images", images, "--min-agreement", "0.5"]
             command += ["--calibration", calibration, "--calibration-method", "minmax"] if precision == "int8" else []
-        if export(command):
+        with redirect_stdout(sys.stderr):  # the results go to stdout
+            failed = export(command)
+        if failed:
             raise ExportError(f"{workload.name} cannot be prepared")
     return models
 

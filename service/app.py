@@ -23,6 +23,7 @@ from service.errors import ServiceError
 from service.grpc_server import grpc_listening
 from service.intake import Intake
 from service.lifecycle import Lifecycle
+from service.memory import settle
 from service.metrics import Metrics
 from service.middleware import ExchangeMiddleware
 from service.pipeline import Pipeline
@@ -117,6 +118,7 @@ async def _take_into_service(
     settings: Settings, control: Control, repository: Repository, lifecycle: Lifecycle
 ) -> None:
     await control.start()
+    settle()
     if lifecycle.ready:
         log.info("ready: %s", ", ".join(f"{each.name} version {each.version} on {each.device}" for each in repository))
         if settings.example_image:
