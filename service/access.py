@@ -1,36 +1,191 @@
-"""API keys: without one that matches, only probes, metrics and the page answer. Keys are kept as digests."""
+"""API keys: who asks, what for, and how often. Keys are kept as SHA-256 digests and compared in constant time.
+
+They come from SERVICE_API_KEYS, where each opens everything, and from a file with a line for each key:
+
+    NAME SCOPES sha256:DIGEST
+
+with `classify`, `admin` or both by commas; `admin` opens model control too. The file is read again when it changes, so
+a key is rotated by adding the next and, later, removing the first. `resnet-serve key` makes a key and its line.
+"""
 
 import hashlib
 import hmac
+import logging
+import math
+import re
+import secrets
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
-from service.errors import Unauthorized
+from service.errors import Forbidden, RateLimited, Unauthorized
+
+log = logging.getLogger(__name__)
 
 BEARER = "bearer "
+ADMIN = "admin"
+SCOPES = frozenset({"classify", ADMIN})
+PREFIX = "sha256:"
+KEY_BYTES = 32
+# Between two looks at the file.
+LOOK_SECONDS = 1.0
+_LINE = re.compile(rf"(?P<name>\S{{1,64}})\s+(?P<scopes>[a-z,]+)\s+{PREFIX}(?P<digest>[0-9a-fA-F]{{64}})")
+
+
+class KeyFileError(Exception):
+    """The file of keys cannot be used. The message is one line that says where and why."""
+
+
+class Key(NamedTuple):
+    """What is known of a key. `name` is for log lines."""
+
+    name: str
+    scopes: frozenset[str]
+    digest: bytes
+
+    def require_admin(self) -> None:
+        """Raise Forbidden if it may only classify."""
+        if ADMIN not in self.scopes:
+            raise Forbidden
+
+
+NOBODY = Key("-", SCOPES, b"")
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """A token bucket: `tokens` at the time `at`."""
+
+    tokens: float
+    at: float = field(default_factory=time.monotonic)
 
 
 class Keys:
-    """The keys that open the service; without any, everybody may ask."""
+    """The keys that open the service; without any, everybody may ask for everything."""
 
-    def __init__(self, text: str) -> None:
-        """`text`: the keys, separated by commas, several so that one can be replaced by the next."""
-        self._digests = [_digest(key.strip()) for key in text.split(",") if key.strip()]
+    def __init__(self, text: str, file: Path | None = None, rate: float = 0.0) -> None:
+        """Read the keys.
+
+        Args:
+            text: keys separated by commas, each with every scope; `sha256:DIGEST` stands for a key.
+            file: lines as in the module's text.
+            rate: requests a second for each key, a second's worth at once; 0 for no limit.
+
+        Raises:
+            KeyFileError: there is a file and it cannot be used.
+        """
+        given = [each.strip() for each in text.split(",") if each.strip()]
+        self._given = [Key(f"key-{index}", SCOPES, _digest(each)) for index, each in enumerate(given, start=1)]
+        self._file = file
+        self._from_file = _read(file) if file else []
+        self._changed_at = _changed_at(file)
+        self._looked_at = time.monotonic()
+        self._rate = rate
+        self._allowances: dict[str, _Allowance] = {}
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
-        return bool(self._digests)
+        """Whether a key is asked for."""
+        return bool(self._given) or self._file is not None
 
-    def check(self, headers: Mapping[str, str]) -> None:
-        """Raise Unauthorized unless `Authorization: Bearer KEY` or `X-API-Key: KEY` has one of the keys."""
-        if not self._digests:
-            return
+    def check(self, headers: Mapping[str, str]) -> Key:
+        """Whose key `Authorization: Bearer KEY` or `X-API-Key: KEY` has; it is counted against the key's rate.
+
+        Raises:
+            Unauthorized: there is none that is known.
+            RateLimited: it has asked too often.
+        """
+        key = self.identify(headers)
+        if self._rate and key is not NOBODY:
+            self._spend(key)
+        return key
+
+    def identify(self, headers: Mapping[str, str]) -> Key:
+        """Whose key it is; NOBODY's where none is asked for.
+
+        Raises:
+            Unauthorized: there is none that is known.
+        """
+        if not self:
+            return NOBODY
+        self._look()
         authorization = headers.get("authorization", "")
         bearer = authorization[len(BEARER) :] if authorization.lower().startswith(BEARER) else ""
-        sent = _digest(bearer or headers.get("x-api-key", ""))
+        sent = _sha256(bearer or headers.get("x-api-key", ""))
         # Every key is compared, so that the time tells nothing of which one matched.
-        if not sum(hmac.compare_digest(sent, known) for known in self._digests):
+        matches = [key for key in (*self._given, *self._from_file) if hmac.compare_digest(sent, key.digest)]
+        if not matches:
             raise Unauthorized
+        return matches[0]
+
+    def _spend(self, key: Key) -> None:
+        now, most = time.monotonic(), max(1.0, self._rate)
+        allowance = self._allowances.setdefault(key.name, _Allowance(most, now))
+        tokens = min(most, allowance.tokens + (now - allowance.at) * self._rate)
+        allowance.tokens, allowance.at = tokens, now
+        if tokens < 1:
+            raise RateLimited(retry_after=math.ceil((1 - tokens) / self._rate))
+        allowance.tokens -= 1
+
+    def _look(self) -> None:
+        """Take over a file that was changed; one that cannot be used changes nothing."""
+        now = time.monotonic()
+        if self._file is None or now < self._looked_at + LOOK_SECONDS:
+            return
+        self._looked_at = now
+        changed_at = _changed_at(self._file)
+        if changed_at == self._changed_at:
+            return
+        self._changed_at = changed_at
+        try:
+            self._from_file = _read(self._file)
+        except KeyFileError as error:
+            log.error("%s; the keys stay as they were", error)
+        else:
+            log.info("keys read again: %s", ", ".join(key.name for key in self._from_file) or "none")
 
 
-def _digest(key: str) -> bytes:
+def new_key() -> tuple[str, str]:
+    """A new key, and its line for the file."""
+    key = secrets.token_urlsafe(KEY_BYTES)
+    return key, f"NAME classify {PREFIX}{_sha256(key).hex()}"
+
+
+def _read(path: Path) -> list[Key]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeyFileError(f"the keys in {path} cannot be read: {error}") from error
+    return [
+        _key(line, f"{path} line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+
+
+def _key(line: str, place: str) -> Key:
+    match = _LINE.fullmatch(line.strip())
+    if match is None:
+        raise KeyFileError(f"{place} is not `NAME SCOPES {PREFIX}DIGEST`; `resnet-serve key` prints such a line")
+    scopes = frozenset(match["scopes"].split(","))
+    if not scopes <= SCOPES:
+        raise KeyFileError(f"{place}: scopes are {' and '.join(sorted(SCOPES))}, not {match['scopes']}")
+    return Key(match["name"], scopes, bytes.fromhex(match["digest"]))
+
+
+def _changed_at(path: Path | None) -> tuple[int, int, int]:
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        status = None
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if status else (0, 0, 0)
+
+
+def _digest(given: str) -> bytes:
+    stated = given.removeprefix(PREFIX)
+    return bytes.fromhex(stated) if stated != given and re.fullmatch("[0-9a-fA-F]{64}", stated) else _sha256(given)
+
+
+def _sha256(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()

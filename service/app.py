@@ -60,6 +60,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
         parse_splits(settings.canary, whole=False),
         parse_splits(settings.shadow, whole=True),
         cache,
+        settings.device_timeout_ms / 1000,
     )
     control = Control(settings, open_backend, repository, lifecycle)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -69,9 +70,11 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # The port opens at once and the probes tell the phase, so the models are loaded beside, not before.
         loading = asyncio.create_task(_take_into_service(settings, control, repository, lifecycle))
+        watching = asyncio.create_task(repository.watch())
         async with grpc_listening(app.state.parts):
             yield
         loading.cancel()
+        watching.cancel()
         await repository.close(lifecycle.grace(settings.drain_timeout_ms / 1000))
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -101,7 +104,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
         control,
         pipeline,
         Intake(settings.max_intake_bytes),
-        Keys(settings.api_keys.get_secret_value()),
+        Keys(settings.api_keys.get_secret_value(), settings.api_keys_file, settings.rate_limit),
     )
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ExchangeMiddleware, lifecycle=lifecycle, metrics=metrics)

@@ -27,13 +27,15 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.priorities import Waiting
-from service.runtime import Outputs
+from service.runtime import DeviceLost, OutOfDeviceMemory, Outputs
 from service.statistics import Statistics
 from service.tickets import Explained, Logits, Pixels, Priority, Ticket
 
 log = logging.getLogger(__name__)
 
 Outcome = Logits | Exception
+# A run is given so many times what the slowest batch took at warm-up before its device counts as hung.
+HUNG_AFTER = 20
 
 
 class Run(Protocol):
@@ -42,21 +44,25 @@ class Run(Protocol):
     def __call__(self, images: Pixels, *, features: bool = False, arrangement: Arrangement = "together") -> Outputs: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Running:
-    """A batch on the device: how many images, in which arrangement, among so many lanes, since and until when."""
+    """A batch on the device: whose images, in which arrangement, among so many lanes, since and until when.
 
-    images: int
+    `watched` is the time for which the watchdog has seen it there: a process that was stopped has not hung.
+    """
+
+    tickets: list[Ticket]
     arrangement: Arrangement
     lanes: int
     since: float
     until: float
+    watched: float = 0.0
 
 
 class Batcher:
     """The queue of one model and the threads that own its device, one for each lane."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is another thing
         self,
         name: str,
         run: Run,
@@ -65,6 +71,7 @@ class Batcher:
         max_queue: int,
         metrics: Metrics,
         fixed_sizes: bool = False,
+        patience: float = 10.0,
     ) -> None:
         """Only the device threads call `run`. With `fixed_sizes` a batch is padded to the next size that was measured.
 
@@ -75,12 +82,15 @@ class Batcher:
             max_queue: most images admitted and not yet on the device.
             metrics: counts batches and stages.
             fixed_sizes: the device prepares for each batch size (CUDA chooses algorithms by shape).
+            patience: seconds that any run may take, or HUNG_AFTER times the slowest batch if that is longer.
         """
         self._run = run
         self._costs = costs
         self._max_queue = max_queue
         self._metrics = metrics
         self._fixed_sizes = fixed_sizes
+        self._patience = max(patience, HUNG_AFTER * max(each.seconds for each in costs.table))
+        self._most = max(costs.sizes)
         self._changed = threading.Condition()
         self._waiting = Waiting()
         self._running: dict[int, _Running] = {}
@@ -113,7 +123,7 @@ class Batcher:
     @property
     def running(self) -> int:
         """Images on the device now."""
-        return sum(each.images for each in list(self._running.values()))
+        return sum(len(each.tickets) for each in list(self._running.values()))
 
     def reserve(
         self,
@@ -212,15 +222,31 @@ class Batcher:
 
     async def stop(self, grace: float) -> None:
         """Take no new work, answer what is waiting, end the threads; after `grace` seconds what is left gets 503."""
-        give_up = time.monotonic() + grace
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+            give_up = time.monotonic() + (0.0 if self._dead else grace)
         for thread in self._threads:
             if thread.ident is not None:
                 await asyncio.to_thread(thread.join, max(0.0, give_up - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
             self._close(Draining())
+
+    def watch(self, elapsed: float) -> None:
+        """Look after the device, on the event loop, `elapsed` seconds after the last look.
+
+        A run that never comes back is a run whose callers would never hear: they get 503, and the process is told.
+        """
+        with self._changed:
+            running = list(self._running.values())
+            for each in running:
+                each.watched += elapsed
+            if self._dead or not any(each.watched > self._patience for each in running):
+                return
+        log.critical("a run of %s has not come back for %.1f s", self._name, self._patience)
+        self._metrics.device_failed("hung")
+        self._give_up(f"the device has not answered {self._name} for {self._patience:.1f} s")
+        self._resolve([(ticket, ModelUnavailable()) for each in running for ticket in each.tickets])
 
     def _refuse_when_closed(self) -> None:
         if self._dead:
@@ -244,7 +270,7 @@ class Batcher:
                     return {}
                 batch, expired = self._take()
                 if batch:
-                    self._running[lane] = self._starting(len(batch))
+                    self._running[lane] = self._starting(list(batch))
             self._resolve([(ticket, DeadlineExceeded()) for ticket in expired])
             if batch:
                 return batch
@@ -253,13 +279,14 @@ class Batcher:
     def _ended(self) -> bool:
         return self._dead or (self._stopping and not self._waiting.admitted)
 
-    def _starting(self, images: int) -> _Running:
+    def _starting(self, tickets: list[Ticket]) -> _Running:
         """A lone image on an idle device may use every core; the others run side by side."""
+        images = len(tickets)
         lone = images == 1 and not self._running and not self._waiting.decoded
         arrangement = self._costs.lone if lone else self._costs.crowd
         lanes = 1 if arrangement == "together" else len(self._threads)
         now = time.monotonic()
-        return _Running(images, arrangement, lanes, now, now + images * lanes * self._seconds_per_image)
+        return _Running(tickets, arrangement, lanes, now, now + images * lanes * self._seconds_per_image)
 
     def _take(self) -> tuple[dict[Ticket, Pixels], list[Ticket]]:
         batch: dict[Ticket, Pixels] = {}
@@ -281,20 +308,41 @@ class Batcher:
         """The size with the best rate that keeps the earliest deadline, and leaves the idle lanes their share."""
         earliest = min((ticket.deadline for ticket in self._waiting.tickets() if ticket.deadline > now), default=now)
         idle = len(self._threads) - len(self._running)
-        return min(self._costs.largest_within(earliest - now), math.ceil(self._waiting.decoded / idle))
+        most = min(self._costs.largest_within(earliest - now), self._most)
+        return min(most, math.ceil(self._waiting.decoded / idle))
 
     def _run_batch(self, lane: int, batch: dict[Ticket, Pixels]) -> None:
         tickets = list(batch)
-        outcomes: list[Outcome]
         try:
-            outcomes = list(self._outputs_of(batch, self._running[lane].arrangement))
-        except Exception as error:  # the backend may raise anything; its batch gets an answer, the next a fresh start
-            outcomes = [InternalError.because(error) for _ in tickets]
+            outcomes = self._outcomes_of(batch, self._running[lane].arrangement)
         except BaseException:
             self._resolve([(ticket, ModelUnavailable()) for ticket in tickets])
             raise
         self._record(tickets, lane, failed=isinstance(outcomes[0], Exception))
         self._resolve(list(zip(tickets, outcomes, strict=True)))
+
+    def _outcomes_of(self, batch: dict[Ticket, Pixels], arrangement: Arrangement) -> list[Outcome]:
+        """A run's logits, a row for each ticket; in halves where the device has no memory for the whole."""
+        try:
+            return list(self._outputs_of(batch, arrangement))
+        except OutOfDeviceMemory as error:
+            self._metrics.device_failed("out_of_memory")
+            log.error("no memory for a batch of %d of %s: %s", len(batch), self._name, error)
+            half = len(batch) // 2
+            if not half:
+                return [ModelUnavailable()]
+            self._most = min(self._most, half)  # larger ones would only fail again
+            images = list(batch.items())
+            return [
+                outcome
+                for part in (images[:half], images[half:])
+                for outcome in self._outcomes_of(dict(part), arrangement)
+            ]
+        except DeviceLost:
+            raise
+        except Exception as error:  # the backend may raise anything; its batch gets an answer, the next a fresh start
+            self._metrics.device_failed("run_failed")
+            return [InternalError.because(error) for _ in batch]
 
     def _outputs_of(self, batch: dict[Ticket, Pixels], arrangement: Arrangement) -> Logits:
         """One run: the logits, a row for each ticket, and the features for the tickets that are to be explained."""
@@ -346,9 +394,16 @@ class Batcher:
 
     def _die(self, lane: int, error: BaseException) -> None:
         log.critical("a device thread of %s died", self._name, exc_info=error)
+        self._metrics.device_failed("lost")
         self._running.pop(lane, None)
+        lost = isinstance(error, DeviceLost)
+        self._loop.call_soon_threadsafe(
+            self._give_up, f"the device of {self._name} is lost" if lost else f"the device thread of {self._name} died"
+        )
+
+    def _give_up(self, reason: str) -> None:
         self._close(ModelUnavailable())
-        self._loop.call_soon_threadsafe(self._on_death, f"the device thread of {self._name} died")
+        self._on_death(reason)
 
 
 def _one_row_each(logits: Logits, images: int) -> Logits:

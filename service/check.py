@@ -8,6 +8,7 @@ from service.cpus import available_cpus
 from service.loading import LoadedModel, Location, describe_failure, discover, load
 from service.runtime import open_onnx
 from service.settings import Settings
+from service.signatures import Signers
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ def check(settings: Settings) -> Iterator[Verdict]:
 
     Raises:
         RepositoryError: there is none.
+        SignersError: the trusted signers cannot be read.
     """
+    signers = Signers(settings.model_signers) if settings.model_signers else None
     open_backend = partial(open_onnx, device=settings.device, threads=settings.threads or available_cpus(), spread=True)
     for location in discover(settings.models):
         try:
-            model = load(location, open_backend, settings.max_batch_size, lambda _: None)
+            model = load(location, open_backend, settings.max_batch_size, lambda _: None, signers=signers)
         except Exception as error:  # a table of all models needs each one's reason, whatever it is
             yield Verdict(location, None, describe_failure(error))
         else:

@@ -4,9 +4,12 @@ Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage.
 """
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
+from service.access import KeyFileError, new_key
 from service.app import create_app
 from service.check import check
 from service.loading import RepositoryError
@@ -14,6 +17,8 @@ from service.logs import configure_logging
 from service.memory import use_few_arenas
 from service.server import ListenError, serve
 from service.settings import PREFIX, Settings, SettingsError, read_settings
+from service.signatures import SignersError
+from service.tls import CertificateError
 
 EPILOG = "Every flag is also an environment variable of the name in brackets; the flag wins."
 
@@ -22,13 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
     flags = vars(_parser().parse_args(arguments))
     command = flags.pop("command")
+    if command == "key":
+        return _make_key()
     try:
         settings = read_settings({name: value for name, value in flags.items() if value is not None})
     except SettingsError as error:
         return _fail(str(error), code=2)
     try:
         return _check(settings) if command == "check" else _serve(settings)
-    except (ListenError, RepositoryError) as error:
+    except (CertificateError, KeyFileError, ListenError, RepositoryError, SignersError) as error:
         return _fail(str(error))
 
 
@@ -36,7 +43,11 @@ def _serve(settings: Settings) -> int:
     use_few_arenas()
     configure_logging(settings.log_format, settings.log_level)
     reason = serve(create_app(settings), settings)
-    return _fail(reason) if reason else 0
+    if reason:
+        _fail(reason)
+        logging.shutdown()
+        os._exit(1)  # the libraries' own clean-up would wait for a run that hangs
+    return 0
 
 
 def _check(settings: Settings) -> int:
@@ -47,6 +58,13 @@ def _check(settings: Settings) -> int:
     return _fail(f"{failed} of the models cannot be served") if failed else 0
 
 
+def _make_key() -> int:
+    key, line = new_key()
+    print(f"{key}\n\nIts line in SERVICE_API_KEYS_FILE; give it a name, and `classify,admin` to control models:")
+    print(f"{line}\n\nThe key is shown this once and kept nowhere.")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="resnet-serve", description="Serve ONNX classifiers over HTTP.", epilog=EPILOG
@@ -54,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "check"),
+        choices=("serve", "check", "key"),
         default="serve",
-        help="serve (the default), or load every model, replay its golden images, print a table and exit",
+        help="serve (the default); check: load every model and replay its golden images; key: make an API key",
     )
     for name, field in Settings.model_fields.items():
         parser.add_argument(

@@ -24,6 +24,7 @@ from service.plain import CONFIG_NAME
 from service.repository import Repository, ServedModel
 from service.runtime import DeviceError, OpenBackend
 from service.settings import Settings
+from service.signatures import Signers
 from service.splits import Alias
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Control:
         self._open_backend = open_backend
         self._repository = repository
         self._lifecycle = lifecycle
+        self._signers = Signers(settings.model_signers) if settings.model_signers else None
         self._tried: dict[Location, Fingerprint] = {}
         self._lock = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -180,6 +182,7 @@ class Control:
             self._open_backend,
             self._max_batch,
             lambda phase: tell(phase, str(location)),
+            signers=self._signers,
             beside_traffic=not self._repository.loading,
         )
         # A thread of its own, because it may lower its priority.

@@ -62,6 +62,11 @@ class Unauthorized(ServiceError):
     detail = "Send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`."
 
 
+class Forbidden(ServiceError):
+    status, code = 403, "forbidden"
+    detail = "This key may classify and not control models."
+
+
 class UnknownModel(ServiceError):
     status, code = 404, "unknown_model"
 
@@ -89,6 +94,11 @@ class InvalidParameter(ServiceError):
 class Overloaded(ServiceError):
     status, code = 429, "overloaded"
     detail = "The queue is full; try again after the time in Retry-After."
+
+
+class RateLimited(ServiceError):
+    status, code = 429, "rate_limited"
+    detail = "This key has used up its requests; try again after the time in Retry-After."
 
 
 class ClientClosed(ServiceError):
@@ -136,7 +146,7 @@ class DeadlineExceeded(ServiceError):
 
 
 ERRORS: tuple[type[ServiceError], ...] = (
-    UndecodableImage, EmptyBody, MalformedMultipart, InvalidRequest, Unauthorized, UnknownModel, BodyTooLarge,
-    ImageTooLarge, UnsupportedMediaType, UnsupportedContentEncoding, InvalidParameter, Overloaded, ClientClosed,
-    InternalError, Starting, Draining, ModelUnavailable, DeadlineExceeded,
+    UndecodableImage, EmptyBody, MalformedMultipart, InvalidRequest, Unauthorized, Forbidden, UnknownModel,
+    BodyTooLarge, ImageTooLarge, UnsupportedMediaType, UnsupportedContentEncoding, InvalidParameter, Overloaded,
+    RateLimited, ClientClosed, InternalError, Starting, Draining, ModelUnavailable, DeadlineExceeded,
 )  # fmt: skip

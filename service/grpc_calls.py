@@ -4,7 +4,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from service.access import Keys
-from service.errors import Draining, InvalidRequest, ServiceError
+from service.audit import audited
+from service.errors import Draining, Forbidden, InvalidRequest, ServiceError
 from service.exchange import Exchange, request_id
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -21,10 +23,12 @@ from service.metrics import Metrics
 SERVICE = "inference.GRPCInferenceService"
 CLASSIFICATION = "ModelInfer"
 PROBES = frozenset({"ServerLive", "ServerReady"})
+ADMINISTRATION = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 REQUEST_ID = "x-request-id"
 STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     415: grpc.StatusCode.INVALID_ARGUMENT,
@@ -58,10 +62,12 @@ Method = Callable[[Any, Call], Awaitable[Any]]
 class Calls:
     """Opens an Exchange for each call and closes it with metadata, one log line and the call's metrics."""
 
-    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, keys: Keys) -> None:
+    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, keys: Keys, *, administers: bool) -> None:
+        """`administers`: whether models may be controlled here, or only on the port for administration."""
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._keys = keys
+        self._administers = administers
         self.closing = False
 
     def handler(self, name: str, method: Method) -> grpc.RpcMethodHandler:
@@ -75,7 +81,8 @@ class Calls:
                 if name not in PROBES:
                     self._keys.check(metadata)
                 self._refuse_when_closing(name)
-                message = await method(_read(request_type, body), Call(exchange, len(body), context))
+                with self._administration(name, metadata, context, exchange):
+                    message = await method(_read(request_type, body), Call(exchange, len(body), context))
                 exchange.finish(200)
                 context.set_trailing_metadata(((REQUEST_ID, exchange.request_id),))
                 return bytes(message.SerializeToString())
@@ -88,6 +95,15 @@ class Calls:
                 self._record(name, exchange)
 
         return grpc.unary_unary_rpc_method_handler(answer)
+
+    def _administration(
+        self, name: str, metadata: Mapping[str, str], context: grpc.aio.ServicerContext, exchange: Exchange
+    ) -> AbstractContextManager[None]:
+        if name not in ADMINISTRATION:
+            return nullcontext()
+        if not self._administers:
+            raise Forbidden("Models are controlled on the port for administration.")
+        return audited(name, self._keys, metadata, context.peer(), exchange)
 
     def _refuse_when_closing(self, name: str) -> None:
         if self.closing and name == CLASSIFICATION:

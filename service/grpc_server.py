@@ -8,6 +8,8 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 from service.routes.dependencies import Parts
 
@@ -59,7 +61,9 @@ class GrpcServer:
         from service.grpc_calls import SERVICE, Calls
         from service.inference_grpc import InferenceService
 
-        self._calls = Calls(parts.lifecycle, parts.metrics, parts.keys)
+        settings = parts.settings
+        self._calls = Calls(parts.lifecycle, parts.metrics, parts.keys, administers=not settings.admin_port)
+        self._files = (settings.tls_key, settings.tls_cert) if settings.tls_key and settings.tls_cert else None
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", parts.settings.max_request_bytes + MESSAGE_OVERHEAD),
@@ -73,7 +77,10 @@ class GrpcServer:
 
     async def listen(self, address: str) -> None:
         """Open the port; RuntimeError when it cannot be had."""
-        self._server.add_insecure_port(address)
+        if self._files is None:
+            self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(address, _credentials(*self._files))
         await self._server.start()
 
     async def stop(self, grace: float) -> None:
@@ -81,3 +88,13 @@ class GrpcServer:
         self._calls.closing = True
         await asyncio.sleep(LAST_CALLS_SECONDS)
         await self._server.stop(grace)
+
+
+def _credentials(key: Path, chain: Path) -> Any:
+    """The certificate of HTTPS, looked at anew for each connection; files that do not fit leave the last that did."""
+    import grpc
+
+    def read() -> Any:
+        return grpc.ssl_server_certificate_configuration([(key.read_bytes(), chain.read_bytes())])
+
+    return grpc.dynamic_ssl_server_credentials(read(), read)

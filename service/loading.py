@@ -13,11 +13,13 @@ from service.artifact import ArtifactError, ModelCard, read_card
 from service.cam import Head, read_head
 from service.costs import Arrangement, Costs, measure
 from service.cpus import yield_to_others
+from service.external_data import refuse_other_files
 from service.golden import GoldenMismatch, replay
 from service.lifecycle import LOADING
 from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config, refuse_normalisation
 from service.runtime import Backend, DeviceError, OpenBackend
 from service.seal import unsealed_card
+from service.signatures import Signers
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +80,17 @@ def discover(folder: Path) -> list[Location]:
 
 
 def load(
-    location: Location, open_backend: OpenBackend, max_batch: int, progress: Progress, *, beside_traffic: bool = False
+    location: Location,
+    open_backend: OpenBackend,
+    max_batch: int,
+    progress: Progress,
+    *,
+    signers: Signers | None = None,
+    beside_traffic: bool = False,
 ) -> LoadedModel:
     """Open one model, replay its golden images and measure what its batches cost, telling `progress` the phase.
+
+    With `signers`, one of them must have signed the file.
 
     Beside traffic the calling thread leaves the cores to it, for good. That is not so while the session is built: the
     threads that it starts would inherit it.
@@ -90,7 +100,7 @@ def load(
     """
     started = time.monotonic()
     progress(LOADING)
-    backend, card = _open(location, open_backend)
+    backend, card = _open(location, open_backend, signers)
     if beside_traffic:
         yield_to_others()
     _check_shapes(backend, card)
@@ -104,8 +114,12 @@ def load(
     return LoadedModel(location, card, backend, costs, head, difference, time.monotonic() - started)
 
 
-def _open(location: Location, open_backend: OpenBackend) -> tuple[Backend, ModelCard]:
+def _open(location: Location, open_backend: OpenBackend, signers: Signers | None) -> tuple[Backend, ModelCard]:
+    if signers is not None:
+        signers.check(location.path)
     sealed = unsealed_card(location.path)
+    if signers is not None or (sealed is not None and sealed.seal is not None):
+        refuse_other_files(location.path)
     backend = open_backend(location.path)
     card = read_card(backend.metadata)
     if sealed is not None and card != sealed:

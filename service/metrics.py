@@ -37,6 +37,7 @@ SECONDS = (
 )
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 PROBABILITIES = tuple(tenth / 10 for tenth in range(1, 11))
+DEVICE_FAILURES = ("run_failed", "out_of_memory", "hung", "lost")
 CACHE_RESULTS = ("hit", "miss", "coalesced")
 MAX_LABELS = 1000
 NO_MODEL = "none"
@@ -115,6 +116,12 @@ class Metrics:
             ["model", "version", "batch_size"],
             registry=registry,
         )
+        self._device_failures = Counter(
+            "device_failures",
+            "Runs that failed, by what it means; after hung and lost the process ends.",
+            ["kind"],
+            registry=registry,
+        )
         self._cache_lookups = Counter(
             "classify_cache_lookups",
             "Images by what the result cache had of them: a hit, a miss, or another caller's on its way (coalesced).",
@@ -143,6 +150,8 @@ class Metrics:
             collector(registry=registry)
         # Series that exist from the start let an alert tell "never happened" from "not scraped".
         self._stages = {stage: self._stage_seconds.labels(stage) for stage in STAGES}
+        for kind in DEVICE_FAILURES:
+            self._device_failures.labels(kind)
         for result in CACHE_RESULTS:
             self._cache_lookups.labels(result)
         for error in ERRORS:
@@ -157,6 +166,10 @@ class Metrics:
     def rejected(self, code: str) -> None:
         """Count a request or an image that ended in the error `code`."""
         self._rejected.labels(code).inc()
+
+    def device_failed(self, kind: str) -> None:
+        """Count a run that failed, by one of DEVICE_FAILURES."""
+        self._device_failures.labels(kind).inc()
 
     def predicted(self, model: str, label: str, probability: float) -> None:
         """Count an image's most probable label and its probability."""

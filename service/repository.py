@@ -22,6 +22,9 @@ from service.splits import Alias, Split, Version
 
 log = logging.getLogger(__name__)
 
+# Between two looks at the devices.
+WATCH_SECONDS = 0.25
+
 
 @dataclass(eq=False)
 class ServedModel:
@@ -78,8 +81,11 @@ class Repository:
         canaries: Mapping[str, Split] | None = None,
         shadows: Mapping[str, Split] | None = None,
         cache: Cache | None = None,
+        patience: float = 10.0,
     ) -> None:
-        """`canaries`, `shadows`: by model, which share of the requests without a version another one answers or sees.
+        """`patience`: seconds that a run may take before its device counts as hung.
+
+        `canaries`, `shadows`: by model, which share of the requests without a version another one answers or sees.
 
         `cache` is told when a model's results are of no more use.
         """
@@ -87,6 +93,7 @@ class Repository:
         self._shadows = shadows or {}
         self._metrics = metrics
         self._max_queue = max_queue
+        self._patience = patience
         self._canaries = canaries or {}
         self._served: dict[tuple[str, int], ServedModel] = {}
         self._retiring: set[ServedModel] = set()
@@ -170,6 +177,7 @@ class Repository:
             max_queue=self._max_queue,
             metrics=self._metrics,
             fixed_sizes=model.backend.device != "cpu",
+            patience=self._patience,
         )
         batcher.start(asyncio.get_running_loop(), on_death)
         replaced = self.withdraw(name, version)
@@ -212,6 +220,13 @@ class Repository:
         self.failed[location] = reason
         self._metrics.load_failed(location.name, location.version)
         log.error("%s is not loaded: %s", location, reason)
+
+    async def watch(self) -> None:
+        """Look after every device for as long as the task lives."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for model in [*self, *self._retiring]:
+                model.batcher.watch(WATCH_SECONDS)
 
     async def close(self, grace: float) -> None:
         """Answer what is queued, then free every model."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.artifact import FEATURES_NAME, LOGITS_NAME, ArtifactError
 from service.costs import Arrangement
+from service.external_data import refuse_files_outside
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,14 @@ Array = NDArray[Any]
 
 class DeviceError(Exception):
     """The device that was asked for cannot be used. The message is one line that says why and what to do."""
+
+
+class OutOfDeviceMemory(Exception):
+    """A run needs more memory than the device has free; a smaller batch may do."""
+
+
+class DeviceLost(Exception):
+    """Nothing will run on the device any more in this process; a new process may find it in order."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,11 @@ class Backend(Protocol):
         ...
 
     def run(self, images: Array, *, features: bool = False, arrangement: Arrangement = "together") -> Outputs:
-        """Logits of a batch `[n, …]` in the input's dtype and layout; `features` only of a model that has them."""
+        """Logits of a batch `[n, …]` in the input's dtype and layout; `features` only of a model that has them.
+
+        Raises:
+            OutOfDeviceMemory, DeviceLost: as they say; whatever else it raises concerns this batch only.
+        """
         ...
 
     def keep(self, arrangements: Collection[Arrangement]) -> None:
@@ -93,7 +106,10 @@ class OnnxBackend:
         if not self._sessions:
             raise RuntimeError("the backend is closed")
         names = [self.output.name, FEATURES_NAME] if features else [self.output.name]
-        outputs = self._sessions[arrangement].run(names, {self.input.name: images})
+        try:
+            outputs = self._sessions[arrangement].run(names, {self.input.name: images})
+        except Exception as error:
+            raise failure_of(error) from error
         return Outputs(*(np.asarray(each, dtype=np.float32) for each in outputs))
 
     def keep(self, arrangements: Collection[Arrangement]) -> None:
@@ -106,6 +122,34 @@ class OnnxBackend:
         self._sessions = {}
 
 
+def failure_of(error: Exception) -> Exception:
+    """What a failed run means, by its words, as onnxruntime has no classes for it; any other failure as it is."""
+    message = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in message for words in _NO_MEMORY):
+        return OutOfDeviceMemory(message.partition("\n")[0])
+    if any(words in message for words in _LOST):
+        return DeviceLost(message.partition("\n")[0])
+    return error
+
+
+# Of onnxruntime's allocators, of CUDA, cuBLAS and cuDNN.
+_NO_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "alloc_failed", "available memory of")
+# CUDA's errors that stay: after one of them every call of the process fails (CUDA Runtime API, cudaError_t).
+_LOST = (
+    "illegal memory access",
+    "illegal address",
+    "illegal instruction",
+    "misaligned address",
+    "unspecified launch failure",
+    "launch timed out",
+    "device-side assert",
+    "hardware stack error",
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "device is lost",
+)
+
+
 def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False) -> OnnxBackend:
     """Load an ONNX file onto a device.
 
@@ -116,9 +160,10 @@ def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False)
         spread: also open the arrangement with a run on each core, for a file of at most MAX_TWICE_BYTES.
 
     Raises:
-        ArtifactError: the file is no ONNX model that onnxruntime can load.
+        ArtifactError: the file is no ONNX model that onnxruntime can load, or asks for files outside its folder.
         DeviceError: the device that was asked for is missing or does not work.
     """
+    refuse_files_outside(path)
     if device != "auto":
         return _open_on(path, device, threads, spread=spread)
     if "CUDAExecutionProvider" in ort.get_available_providers():

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
 
     models: Path = Field(Path("models"), description="folder of models, <name>/<version>/model.onnx")
     default_model: str = Field("", description="model for requests that name none, where several are served")
+    model_signers: Path | None = Field(
+        None, description="PEM file of public Ed25519 keys; only models that one of them has signed are served"
+    )
     model_control: Literal["none", "poll", "explicit"] = Field(
         "none",
         description="none: the models at the start; poll: what changes in the folder; explicit: by request under /v2",
@@ -52,6 +55,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="port that alone has /metrics and model control; 0 leaves them on the other"
+    )
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         0, description="port of the Open Inference Protocol over gRPC; 0 opens none"
     )
@@ -68,6 +74,11 @@ class Settings(BaseSettings):
     max_request_bytes: Positive = Field(32 * 2**20, description="largest body of /classify/batch, in bytes")
     cache_bytes: NotNegative = Field(0, description="results kept by the content of the image, in bytes; 0 keeps none")
     max_intake_bytes: Positive = Field(2**28, description="most bytes of all bodies in memory at once; more get 429")
+    device_timeout_ms: Positive = Field(
+        10_000,
+        description="longest run of one batch, in ms, before the device counts as hung and the process ends; "
+        "never less than 20 times what the slowest batch took at the start",
+    )
     drain_delay_ms: NotNegative = Field(
         1_000,
         description="after SIGTERM, time to keep serving while not ready, so that load balancers notice, in ms",
@@ -75,6 +86,14 @@ class Settings(BaseSettings):
     drain_timeout_ms: Positive = Field(30_000, description="longest wait for requests in flight when stopping, in ms")
     example_image: str = Field("", description="image file for a curl line to try, printed when ready")
     api_keys: SecretStr = Field(SecretStr(""), description="keys that callers must have one of, by commas; none: open")
+    api_keys_file: Path | None = Field(
+        None, description="file of keys with scopes, a line each (`resnet-serve key` makes one); read when it changes"
+    )
+    rate_limit: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="requests a second for each key, more get 429; 0 for no limit"
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the certificate chain; HTTPS, read when it changes")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
     log_format: Literal["json", "text"] = Field("json", description="json or text")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 
@@ -90,13 +109,19 @@ class Settings(BaseSettings):
                 f"max_request_bytes ({self.max_request_bytes}) is larger than "
                 f"max_intake_bytes ({self.max_intake_bytes}): such a request could never be read"
             )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key are set together or not at all")
+        if self.admin_port and self.admin_port == self.port:
+            raise ValueError("admin_port and port are the same")
+        if self.rate_limit and not self.api_keys.get_secret_value() and self.api_keys_file is None:
+            raise ValueError("rate_limit is for each key, and there are no keys: set api_keys or api_keys_file")
         return self
 
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the service."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104  compared, not bound
-        return f"http://{host}:{self.port}"
+        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
 
 
 def read_settings(flags: Mapping[str, Any]) -> Settings:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.artifact import CARD_PROPERTY, InputSpec, ModelCard, Preprocessing
 from service.costs import Arrangement, Cost, Costs
-from service.runtime import Array, Outputs, TensorSpec
+from service.runtime import Array, OutOfDeviceMemory, Outputs, TensorSpec
 
 SIZE = 8
 LABELS = ("red", "green", "blue")
@@ -46,6 +46,7 @@ class ColourBackend:
         self.busy = threading.Event()
         self.closed = False
         self.seconds = 0.0
+        self.most: int | None = None
         self.poison = False
 
     def open(self, path: Path) -> "ColourBackend":
@@ -65,6 +66,8 @@ class ColourBackend:
         self.batches.append(len(images))
         if self.error is not None:
             raise self.error
+        if self.most is not None and len(images) > self.most:
+            raise OutOfDeviceMemory("there is room for fewer")
         logits = logits_of(images) * np.float32(np.nan if self.poison else 1)
         return Outputs(logits, features_of(images) if features else None)
 

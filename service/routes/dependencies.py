@@ -1,12 +1,16 @@
 """What the routes take from the application: one object, put on its state by app.py."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 
 from service.access import Keys
+from service.audit import audited
 from service.control import Control
+from service.exchange import exchange_of
 from service.intake import Intake
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -37,6 +41,19 @@ async def _parts(request: Request) -> Parts:
 Service = Annotated[Parts, Depends(_parts)]
 
 
+async def on_admin_port(request: Request, service: Service) -> None:
+    """Where administration has a port of its own, it is found on no other."""
+    port = service.settings.admin_port
+    if port and (request.scope.get("server") or ("", 0))[1] != port:
+        raise HTTPException(404, "Not Found")
+
+
 async def authorised(request: Request, service: Service) -> None:
     """Let nobody past who has no key, where keys are set."""
     service.keys.check(request.headers)
+
+
+def administration(action: str, request: Request, service: Parts) -> AbstractContextManager[None]:
+    """Let an administrator do something, and write it down; see `audit.py`."""
+    address = request.client.host if request.client else ""
+    return audited(action, service.keys, request.headers, address, exchange_of(request))

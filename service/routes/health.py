@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service.routes.dependencies import Service
+from service.routes.dependencies import Service, on_admin_port
 from service.schemas import HealthBody
 
 router = APIRouter(tags=["operations"])
@@ -33,7 +33,7 @@ async def ready(service: Service) -> JSONResponse:
     return _unavailable("unavailable", lifecycle.phase, lifecycle.fatal or lifecycle.reason or lifecycle.phase)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, dependencies=[Depends(on_admin_port)])
 async def metrics(service: Service) -> Response:
     """Prometheus text."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

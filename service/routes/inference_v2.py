@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.body import read_body
@@ -27,7 +27,7 @@ from service.inference_protocol import Inference, Signature
 from service.inference_rest import parse, parse_control, render
 from service.pipeline import Order
 from service.repository import ServedModel
-from service.routes.dependencies import Parts, Service
+from service.routes.dependencies import Parts, Service, administration, on_admin_port
 from service.tickets import Priority, slowest
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
@@ -108,16 +108,18 @@ async def index(service: Service) -> list[dict[str, str]]:
     return repository_index(service.repository)
 
 
-@router.post("/repository/models/{name}/load")
+@router.post("/repository/models/{name}/load", dependencies=[Depends(on_admin_port)])
 async def load(request: Request, service: Service, name: str) -> None:
     """Load a model's new, changed and failed versions from the folder; answers when they are in service."""
-    await service.control.load(name, await _stated_version(request, service))
+    with administration(f"load {name}", request, service):
+        await service.control.load(name, await _stated_version(request, service))
 
 
-@router.post("/repository/models/{name}/unload")
+@router.post("/repository/models/{name}/unload", dependencies=[Depends(on_admin_port)])
 async def unload(request: Request, service: Service, name: str) -> None:
     """Take a model out of service; answers when its requests are answered and its memory is free."""
-    await service.control.unload(name, await _stated_version(request, service))
+    with administration(f"unload {name}", request, service):
+        await service.control.unload(name, await _stated_version(request, service))
 
 
 async def _stated_version(request: Request, service: Parts) -> int | None:

@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Request
 
 from service.costs import Costs
 from service.errors import Starting, UnknownModel
 from service.repository import ServedModel
-from service.routes.dependencies import Parts, Service
+from service.routes.dependencies import Parts, Service, administration, on_admin_port
 from service.schemas import (
     PROBLEMS,
     AliasTarget,
@@ -49,17 +49,19 @@ async def labels(name: Name, query: Annotated[ModelQuery, Query()], service: Ser
     return LabelsBody(model=served.name, version=served.version, labels=list(served.card.labels))
 
 
-@router.put("/models/{name}/aliases/{alias}")
-async def move_alias(name: Name, alias: Alias, target: AliasTarget, service: Service) -> ModelBody:
+@router.put("/models/{name}/aliases/{alias}", dependencies=[Depends(on_admin_port)])
+async def move_alias(name: Name, alias: Alias, target: AliasTarget, service: Service, request: Request) -> ModelBody:
     """Let `stable` or `canary` stand for a version that is in service; with SERVICE_MODEL_CONTROL=explicit."""
-    await service.control.move_alias(name, alias, target.version)
+    with administration(f"alias {alias} of {name} to {target.version}", request, service):
+        await service.control.move_alias(name, alias, target.version)
     return _model(name, service)
 
 
-@router.delete("/models/{name}/aliases/{alias}")
-async def remove_alias(name: Name, alias: Alias, service: Service) -> ModelBody:
+@router.delete("/models/{name}/aliases/{alias}", dependencies=[Depends(on_admin_port)])
+async def remove_alias(name: Name, alias: Alias, service: Service, request: Request) -> ModelBody:
     """Let an alias stand for nothing; with SERVICE_MODEL_CONTROL=explicit."""
-    await service.control.move_alias(name, alias, None)
+    with administration(f"alias {alias} of {name} to nothing", request, service):
+        await service.control.move_alias(name, alias, None)
     return _model(name, service)
 
 

@@ -23,7 +23,7 @@ from service.errors import (
     ServiceError,
 )
 from service.metrics import Metrics
-from service.runtime import Outputs
+from service.runtime import DeviceLost, OutOfDeviceMemory, Outputs, failure_of
 from service.tickets import Logits, Pixels, Priority, Ticket
 from tests.backends import SIZE, ColourBackend, costs_up_to, logits_of
 
@@ -42,7 +42,9 @@ def far() -> float:
 class Rig:
     """A running batcher over a colour backend."""
 
-    def __init__(self, max_batch: int = 4, max_queue: int = 64, lanes: int = 1, seconds: float = 1e-4) -> None:
+    def __init__(
+        self, max_batch: int = 4, max_queue: int = 64, lanes: int = 1, seconds: float = 1e-4, patience: float = 10.0
+    ) -> None:
         self.backend = ColourBackend()
         self.metrics = Metrics(CollectorRegistry())
         self.deaths: list[str] = []
@@ -52,7 +54,13 @@ class Rig:
             costs=costs_up_to(max_batch, lanes, seconds),
             max_queue=max_queue,
             metrics=self.metrics,
+            patience=patience,
         )
+
+    def failures(self, kind: str) -> float:
+        count = self.metrics.registry.get_sample_value("device_failures_total", {"kind": kind})
+        assert count is not None
+        return count
 
     def submit(
         self, pixels: Pixels | None = None, deadline: float | None = None, priority: Priority = Priority.NORMAL
@@ -70,9 +78,11 @@ class Rig:
 
 
 @asynccontextmanager
-async def running(max_batch: int = 4, max_queue: int = 64, lanes: int = 1, seconds: float = 1e-4) -> AsyncIterator[Rig]:
+async def running(
+    max_batch: int = 4, max_queue: int = 64, lanes: int = 1, seconds: float = 1e-4, patience: float = 10.0
+) -> AsyncIterator[Rig]:
     """`seconds` is what the warm-up is said to have measured for a batch."""
-    rig = Rig(max_batch, max_queue, lanes, seconds)
+    rig = Rig(max_batch, max_queue, lanes, seconds, patience)
     rig.batcher.start(asyncio.get_running_loop(), rig.deaths.append)
     try:
         yield rig
@@ -479,3 +489,86 @@ async def test_not_one_image_starts_after_its_deadline_or_after_its_caller_left(
     late = [image for image, at in started.items() if at > min(deadlines[image], left.get(image, math.inf)) + moment]
     assert late == []
     assert len(started) < 300, "nothing expired or was abandoned, so nothing was proved"
+
+
+async def test_a_batch_that_does_not_fit_the_device_is_split_and_answered() -> None:
+    async with running(max_batch=4) as rig:
+        rig.backend.most = 1
+        rig.backend.hold()
+        images = [random_pixels() for _ in range(6)]
+        tickets = [rig.submit(pixels) for pixels in images]
+        await asyncio.to_thread(rig.backend.busy.wait)
+        rig.backend.free.set()
+        logits = await asyncio.gather(*(ticket.logits() for ticket in tickets))
+        np.testing.assert_array_equal(np.stack(logits), logits_of(np.stack(images)))
+        failures = rig.failures("out_of_memory")
+        assert failures > 0
+        rig.backend.batches.clear()
+        await asyncio.gather(*(rig.submit().logits() for _ in range(8)))
+        assert set(rig.backend.batches) == {1}, "a size that failed is not tried again"
+        assert rig.failures("out_of_memory") == failures
+
+
+async def test_an_image_that_never_fits_the_device_gets_503_and_the_next_one_is_tried() -> None:
+    async with running() as rig:
+        rig.backend.most = 0
+        with pytest.raises(ModelUnavailable):
+            await rig.submit().logits()
+        rig.backend.most = None
+        await rig.submit().logits()
+        assert not rig.deaths
+
+
+async def test_a_lost_device_ends_the_process_and_leaves_nobody_waiting() -> None:
+    async with running(max_batch=1) as rig:
+        rig.backend.error = failure_of(RuntimeError("CUDA failure 700: an illegal memory access was encountered"))
+        tickets = [rig.submit() for _ in range(5)]
+        for ticket in tickets:
+            with pytest.raises(ModelUnavailable):
+                await ticket.logits()
+        await asyncio.sleep(0)
+        assert rig.deaths == ["the device of colours 1 is lost"]
+        with pytest.raises(ModelUnavailable):
+            rig.submit()
+
+
+async def test_a_hung_device_is_found_and_its_callers_and_those_behind_them_get_503() -> None:
+    async with running(max_batch=1, patience=1.0) as rig:
+        rig.backend.hold()
+        tickets = [rig.submit() for _ in range(3)]
+        await asyncio.to_thread(rig.backend.busy.wait)
+        for _ in range(4):
+            rig.batcher.watch(0.25)
+        assert not rig.deaths, "it has its whole time"
+        rig.batcher.watch(0.25)
+        for ticket in tickets:
+            with pytest.raises(ModelUnavailable):
+                await ticket.logits()
+        assert rig.deaths == ["the device has not answered colours 1 for 1.0 s"]
+        assert rig.failures("hung") == 1
+        rig.backend.free.set()
+
+
+async def test_a_process_that_was_stopped_for_long_has_not_hung() -> None:
+    async with running(max_batch=1, patience=1.0) as rig:
+        rig.backend.seconds = 1.5
+        ticket = rig.submit()
+        rig.batcher.watch(0.25)  # the only look in all the time: the watchdog was stopped as well
+        await ticket.logits()
+        rig.batcher.watch(0.25)
+        assert not rig.deaths
+
+
+def test_failures_are_told_by_the_words_of_their_libraries() -> None:
+    for words in (
+        "Non-zero status code while running Conv node. Failed to allocate memory for requested buffer of size 1",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+        "bad_alloc",
+    ):
+        assert isinstance(failure_of(RuntimeError(words)), OutOfDeviceMemory)
+    assert isinstance(failure_of(MemoryError()), OutOfDeviceMemory)
+    for words in ("CUDA failure 719: unspecified launch failure", "device-side assert triggered"):
+        assert isinstance(failure_of(RuntimeError(words)), DeviceLost)
+    other = RuntimeError("Got invalid dimensions for input")
+    assert failure_of(other) is other

@@ -82,7 +82,7 @@ def test_shadows_are_shed_while_callers_wait(models: Path) -> None:
             assert {each.result().status_code for each in running} == {200}
         eventually(lambda: count(client, "shed") + count(client, "agreed") == 40)
         assert count(client, "shed") >= 5
-        assert len(colours.last("colours", 2).batches) - ran < 30
+        assert len(colours.last("colours", 2).batches) - ran <= 40 - count(client, "shed")
 
 
 def test_a_share_of_callers_is_shown(models: Path) -> None:

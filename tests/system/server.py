@@ -25,7 +25,7 @@ class Server:
 
     def get(self, path: str) -> httpx2.Response:
         """One request on a connection of its own."""
-        return httpx2.get(self.url + path, timeout=10)
+        return httpx2.get(self.url + path, timeout=10, verify=False)
 
     def terminate(self, timeout: float = 30) -> int:
         """SIGTERM; the exit code."""
@@ -47,14 +47,28 @@ class Server:
 
 
 @contextmanager
-def running(models: Path, *flags: str, ready: bool = True) -> Iterator[Server]:
-    """Start a server over a model folder and, unless told otherwise, wait until it is ready."""
+def running(
+    models: Path,
+    *flags: str,
+    ready: bool = True,
+    scheme: str = "http",
+    module: tuple[str, ...] = ("service",),
+    output: str = "",
+    environment: dict[str, str] | None = None,
+) -> Iterator[Server]:
+    """Start a server over a model folder and, unless told otherwise, wait until it is ready.
+
+    `module` is what Python runs, with its first arguments; `output` is where it writes instead of its log.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "service", "--models", str(models), "--port", str(port), *flags]
-    with tempfile.NamedTemporaryFile(prefix="resnet-serve-", suffix=".log") as log:
+    command = [sys.executable, "-m", *module, "--models", str(models), "--port", str(port), *flags]
+    with (
+        tempfile.NamedTemporaryFile(prefix="resnet-serve-", suffix=".log") as log,
+        open(output or log.name, "wb") as to,
+    ):
         # To a file: a pipe that nobody reads would fill up and stop the server.
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        server = Server(process, f"http://127.0.0.1:{port}", Path(log.name))
+        process = subprocess.Popen(command, stdout=to, stderr=subprocess.STDOUT, env=environment)
+        server = Server(process, f"{scheme}://127.0.0.1:{port}", Path(log.name))
         try:
             if ready:
                 wait_until_ready(server)

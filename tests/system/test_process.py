@@ -126,7 +126,7 @@ def test_when_no_model_can_be_served_it_exits_with_the_reason(tmp_path: Path) ->
     path.write_bytes(b"garbage")
     result = run_command("--models", str(tmp_path), "--port", str(free_port()))
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-    assert "no model can be served: broken version 1: onnxruntime cannot load it" in result.stderr
+    assert "no model can be served: broken version 1: it is no ONNX file" in result.stderr
 
 
 def test_help_documents_every_setting() -> None:

@@ -1,0 +1,41 @@
+"""One log line for each attempt to control models: who, from where, what, and how it ended."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from service.access import Keys
+from service.errors import ServiceError
+from service.exchange import Exchange
+
+log = logging.getLogger("service.audit")
+
+
+@contextmanager
+def audited(action: str, keys: Keys, headers: Mapping[str, str], address: str, exchange: Exchange) -> Iterator[None]:
+    """Let an administrator do something, and write it down.
+
+    Args:
+        action: with its object, as in `load digits`; it may have what the caller sent, and is quoted.
+        keys: who is an administrator.
+        headers: of the request, names in small letters.
+        address: the caller's.
+        exchange: the request.
+
+    Raises:
+        Unauthorized, Forbidden: the caller is none; that is written down as well. Whoever has no key at all does not
+            come this far.
+    """
+    who, outcome = "?", "failed"
+    try:
+        key = keys.identify(headers)
+        who = key.name
+        key.require_admin()
+        yield
+        outcome = "done"
+    except ServiceError as error:
+        outcome = error.code
+        raise
+    finally:
+        fields = {"request_id": exchange.request_id, "key": who, "address": address, "outcome": outcome}
+        log.warning("%r by %s from %s: %s", action[:200], who, address, outcome, extra={"fields": fields})

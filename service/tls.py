@@ -1,0 +1,63 @@
+"""The certificate of HTTPS, read again when its files change: certificates are renewed every few weeks."""
+
+import logging
+import ssl
+import time
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+
+
+class CertificateError(Exception):
+    """The certificate cannot be used. The message is one line that says why."""
+
+
+class Certificate:
+    """A context for uvicorn whose certificate changes under the connections; each keeps the one it began with."""
+
+    def __init__(self, chain: Path, key: Path) -> None:
+        """Read PEM files.
+
+        Raises:
+            CertificateError: they are missing, damaged, or do not belong together.
+        """
+        self._files = chain, key
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._state = self._changed_at()
+        self._looked_at = time.monotonic()
+        self._load()
+
+    def look(self) -> None:
+        """Take over files that were changed; a pair that cannot be used changes nothing."""
+        now = time.monotonic()
+        if now < self._looked_at + LOOK_SECONDS:
+            return
+        self._looked_at = now
+        state = self._changed_at()
+        if state == self._state:
+            return
+        self._state = state
+        try:
+            self._load()
+        except CertificateError as error:
+            log.error("%s; the one in use stays", error)
+        else:
+            log.info("certificate read again")
+
+    def _load(self) -> None:
+        chain, key = self._files
+        try:
+            # In a context of its own first: half a renewed pair would leave the one in use without its key.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password=_no_password)
+            self.context.load_cert_chain(chain, key, password=_no_password)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise CertificateError(f"the certificate {chain} with the key {key} cannot be used: {error}") from error
+
+    def _changed_at(self) -> list[tuple[int, int] | None]:
+        return [(path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else None for path in self._files]
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")

@@ -1,0 +1,159 @@
+"""What happens below the requests: certificates, ports, and callers who do not finish their headers."""
+
+import datetime
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.system.server import Server, free_port, run_command, running, wait_until_ready
+
+REQUEST = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
+
+
+def certify(folder: Path, name: str) -> tuple[Path, Path]:
+    """A self-signed certificate for a name, and its key, over those that were there."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    certificate = (
+        builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
+    ).sign(key, hashes.SHA256())
+    chain, private = folder / "chain.pem", folder / "key.pem"
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return chain, private
+
+
+def port_of(server: Server) -> int:
+    return int(server.url.rsplit(":", 1)[1])
+
+
+def shown_name(server: Server) -> str:
+    """The name in the certificate that a new connection is shown."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port_of(server))) as plain, context.wrap_socket(plain) as connection:
+        shown = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
+    return str(shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+
+
+def test_https_takes_a_renewed_certificate_and_keeps_the_old_one_when_the_new_is_broken(
+    digits_models: Path, samples: list[Path], tmp_path: Path
+) -> None:
+    chain, key = certify(tmp_path, "first")
+    flags = ("--tls-cert", str(chain), "--tls-key", str(key))
+    with (
+        running(digits_models, *flags, scheme="https") as server,
+        httpx2.Client(base_url=server.url, verify=False, timeout=30) as kept,
+    ):
+        assert kept.post("/classify", content=samples[0].read_bytes()).status_code == 200
+        assert shown_name(server) == "first"
+        chain.write_text("half a certificate")
+        time.sleep(1.5)
+        assert shown_name(server) == "first"
+        certify(tmp_path, "second")
+        give_up = time.monotonic() + 5
+        while shown_name(server) != "second":
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        assert kept.post("/classify", content=samples[0].read_bytes()).status_code == 200
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(server.url.replace("https", "http") + "/health/live")
+        assert server.get("/health/live").status_code == 200
+        assert server.terminate() == 0
+
+
+def test_a_certificate_that_cannot_be_used_stops_the_start_with_one_line(digits_models: Path, tmp_path: Path) -> None:
+    chain, key = certify(tmp_path, "first")
+    other = tmp_path / "other"
+    other.mkdir()
+    _, wrong = certify(other, "other")
+    for flags in (
+        ("--tls-cert", str(chain), "--tls-key", str(wrong)),
+        ("--tls-cert", str(tmp_path / "missing"), "--tls-key", str(key)),
+    ):
+        done = run_command("--models", str(digits_models), *flags)
+        assert done.returncode == 1
+        assert done.stderr.startswith("resnet-serve: the certificate ")
+        assert done.stderr.count("\n") == 1
+    assert run_command("--tls-cert", str(chain)).returncode == 2
+
+
+def test_administration_has_a_port_of_its_own_if_one_is_set(digits_models: Path, samples: list[Path]) -> None:
+    admin = free_port()
+    with running(digits_models, "--admin-port", str(admin), "--model-control", "explicit") as server:
+        elsewhere = Server(server.process, f"http://127.0.0.1:{admin}", server.log)
+        assert server.get("/metrics").status_code == 404
+        assert elsewhere.get("/metrics").status_code == 200
+        load = "/v2/repository/models/digits/load"
+        assert httpx2.post(server.url + load).status_code == 404
+        assert httpx2.put(f"{server.url}/models/digits/aliases/stable", json={"version": 1}).status_code == 404
+        assert httpx2.post(elsewhere.url + load).status_code == 200
+        for each in (server, elsewhere):
+            assert each.get("/health/ready").status_code == 200
+        assert httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes()).status_code == 200
+        assert server.terminate() == 0
+
+
+@pytest.fixture(scope="module")
+def server(digits_models: Path) -> Iterator[Server]:
+    with running(digits_models) as server:
+        yield server
+
+
+def test_what_is_no_http_gets_a_problem_and_is_cut(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as connection:
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b'"code":"malformed_request"' in answer
+
+
+def test_a_flood_of_headers_is_cut_and_costs_no_memory(server: Server) -> None:
+    before = server.resident_bytes()
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as connection:
+        connection.sendall(REQUEST)
+        sent = 0
+        try:
+            while sent < 2**26:
+                sent += connection.send(b"X-Flood: " + b"x" * 4000 + b"\r\n")
+        except ConnectionError:
+            pass
+        assert sent < 2**23
+    assert server.resident_bytes() - before < 2**24
+    wait_until_ready(server)
+
+
+def test_headers_that_do_not_end_are_cut_after_the_stated_time_and_whole_ones_are_not(server: Server) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", port_of(server)), timeout=15) as slow,
+        socket.create_connection(("127.0.0.1", port_of(server)), timeout=15) as second,
+        httpx2.Client(base_url=server.url) as honest,
+    ):
+        second.sendall(REQUEST + b"\r\n")
+        assert second.recv(4096).startswith(b"HTTP/1.1 200")
+        slow.sendall(REQUEST)
+        second.sendall(REQUEST)  # the second request of a connection is bounded as the first
+        started = time.monotonic()
+        while time.monotonic() < started + 9:
+            assert honest.get("/health/live").status_code == 200
+            slow.sendall(b"x")
+            time.sleep(0.5)
+        for connection in (slow, second):
+            answer = connection.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+            assert b'"code":"request_timeout"' in answer
+        assert 9 < time.monotonic() - started < 12
+        assert honest.get("/health/live").status_code == 200
