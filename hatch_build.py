@@ -15,7 +15,7 @@ LIBRARY = "service/libresample.so"
 FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-shared")
 
 
-class CompileKernel(BuildHookInterface[Any]):
+class CompileKernel(BuildHookInterface[Any]):  # type: ignore[misc]  # hatchling is only there while building
     """Runs for wheels and for editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  hatchling's signature

@@ -21,6 +21,7 @@ HOST = "127.0.0.1"
 # Closed without an answer, or none within this time: counted, and the connection is opened anew.
 ANSWER_SECONDS = 30.0
 NO_ANSWER = 0
+OVERLOADED = 429
 # Connections of an open loop that are opened before it begins; more are opened when all wait for answers.
 READY_CONNECTIONS = 64
 MAX_CONNECTIONS = 1024
@@ -37,11 +38,15 @@ class Shot:
 
 @dataclass
 class Outcome:
-    """What a load met with. Latencies are in seconds, of answers with status 200 only, hang-ups not counted."""
+    """What a load met with. Latencies are in seconds, of answers with status 200 only, hang-ups not counted.
+
+    `refusals` are those of answers with status 429.
+    """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    refusals: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     hung_up: int = 0
 
@@ -143,6 +148,8 @@ async def _send(port: int, connection: _Connection, shot: Shot, due: float, outc
     outcome.statuses[status] += 1
     if status == 200:
         outcome.latencies.append(time.perf_counter() - due)
+    elif status == OVERLOADED:
+        outcome.refusals.append(time.perf_counter() - due)
     return connection
 
 

@@ -20,6 +20,7 @@ from service.cache import Cache
 from service.control import Control
 from service.cpus import available_cpus
 from service.errors import ServiceError
+from service.gpu import watch_gpus
 from service.grpc_server import grpc_listening
 from service.intake import Intake
 from service.lifecycle import Lifecycle
@@ -53,6 +54,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     threads = settings.threads or available_cpus()
     open_backend = backend or partial(open_onnx, device=settings.device, threads=threads, spread=True)
     lifecycle, metrics = Lifecycle(), Metrics(CollectorRegistry())
+    metrics.watch_readiness(lambda: lifecycle.ready)
     cache = Cache(settings.cache_bytes, metrics) if settings.cache_bytes else None
     repository = Repository(
         metrics,
@@ -69,7 +71,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # The port opens at once and the probes tell the phase, so the models are loaded beside, not before.
-        loading = asyncio.create_task(_take_into_service(settings, control, repository, lifecycle))
+        loading = asyncio.create_task(_take_into_service(settings, control, repository, lifecycle, metrics))
         watching = asyncio.create_task(repository.watch())
         async with grpc_listening(app.state.parts):
             yield
@@ -118,10 +120,12 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
 
 
 async def _take_into_service(
-    settings: Settings, control: Control, repository: Repository, lifecycle: Lifecycle
+    settings: Settings, control: Control, repository: Repository, lifecycle: Lifecycle, metrics: Metrics
 ) -> None:
     await control.start()
     settle()
+    if any(model.device != "cpu" for model in repository):
+        watch_gpus(metrics.registry)
     if lifecycle.ready:
         log.info("ready: %s", ", ".join(f"{each.name} version {each.version} on {each.device}" for each in repository))
         if settings.example_image:

@@ -34,6 +34,8 @@ from service.tickets import Explained, Logits, Pixels, Priority, Ticket
 log = logging.getLogger(__name__)
 
 Outcome = Logits | Exception
+# An estimate that is right on average is too short for half of the requests, and those would be computed for nothing.
+HEADROOM = 1.5
 # A run is given so many times what the slowest batch took at warm-up before its device counts as hung.
 HUNG_AFTER = 20
 
@@ -200,7 +202,7 @@ class Batcher:
         excess = self._waiting.admitted + images - self._max_queue
         displaced = self._waiting.displaceable(priority, excess) if excess > 0 else []
         own = (images - 1) * self._seconds_per_image + self._costs.lone_seconds
-        late = time.monotonic() + self._wait(priority, images) + own > deadline
+        late = time.monotonic() + HEADROOM * (self._wait(priority, images) + own) > deadline
         if len(displaced) < excess or late:
             raise Overloaded(retry_after=self._retry_after(priority))
         return displaced

@@ -18,6 +18,7 @@ from pydantic import RootModel, ValidationError
 
 from service.artifact import first_problem
 from service.errors import InvalidParameter, InvalidRequest, UnknownModel
+from service.golden import GoldenMismatch
 from service.lifecycle import EMPTY, FAILED, READY, Lifecycle
 from service.loading import Location, RepositoryError, describe_failure, discover, load
 from service.plain import CONFIG_NAME
@@ -192,7 +193,8 @@ class Control:
         except Exception as error:  # whatever is wrong with one model, the others are served
             if isinstance(error, DeviceError) and self._repository.loading:
                 raise
-            self._repository.refuse(location, describe_failure(error))
+            mismatch = isinstance(error, GoldenMismatch)
+            self._repository.refuse(location, describe_failure(error), mismatch=mismatch)
             return
         finally:
             thread.shutdown(wait=False)

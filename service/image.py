@@ -92,7 +92,7 @@ def quick(encoded: bytes, recipe: Preprocessing) -> bool:
     if len(encoded) > QUICK_BYTES:
         return False
     size = _jpeg_size(encoded) or _png_size(encoded)
-    return size is not None and size.pixels <= QUICK_PIXELS and _resized(size, recipe).pixels <= QUICK_PIXELS
+    return size is not None and 0 < size.pixels <= QUICK_PIXELS and _resized(size, recipe).pixels <= QUICK_PIXELS
 
 
 @lru_cache(1)  # asked for again as soon as it is known that the image is quick
@@ -133,6 +133,8 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def _refuse_bomb(size: Size, recipe: Preprocessing, max_pixels: int) -> None:
+    if not size.pixels:
+        raise UndecodableImage
     if size.pixels > max_pixels:
         raise ImageTooLarge(f"The image has {size.width}×{size.height} pixels; the limit is {max_pixels} in all.")
     if _resized(size, recipe).pixels > max(MAX_RESIZED_PIXELS, recipe.resize**2):

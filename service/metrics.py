@@ -37,6 +37,8 @@ SECONDS = (
 )
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 PROBABILITIES = tuple(tenth / 10 for tenth in range(1, 11))
+# `golden`: it does not answer as it was trained.
+LOAD_FAILURES = ("golden", "other")
 DEVICE_FAILURES = ("run_failed", "out_of_memory", "hung", "lost")
 CACHE_RESULTS = ("hit", "miss", "coalesced")
 MAX_LABELS = 1000
@@ -100,8 +102,8 @@ class Metrics:
         )
         self._load_failures = Counter(
             "model_load_failures",
-            "Loads that failed; the version in service, if there is one, goes on.",
-            ["model", "version"],
+            "Loads that failed, by reason; the version in service, if there is one, goes on.",
+            ["model", "version", "reason"],
             registry=registry,
         )
         self._golden_diff = Gauge(
@@ -142,6 +144,7 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._ready = Gauge("service_ready", "1 while /health/ready answers 200.", registry=registry)
         self._queue_depth = Gauge(
             "classify_queue_depth", "Images admitted and waiting for the device.", registry=registry
         )
@@ -200,6 +203,10 @@ class Metrics:
         """Read the size of the result cache from this function at each scrape."""
         self._cache_bytes.set_function(held)
 
+    def watch_readiness(self, ready: Callable[[], bool]) -> None:
+        """Read readiness from this function at each scrape."""
+        self._ready.set_function(ready)
+
     def watch(self, waiting: Callable[[], int], in_flight: Callable[[], int]) -> None:
         """Read the live gauges from these functions at each scrape."""
         self._queue_depth.set_function(waiting)
@@ -222,9 +229,9 @@ class Metrics:
         for gauge in (self._model_info, self._model_load_seconds, self._golden_diff, self._batch_seconds):
             gauge.remove_by_labels({"model": str(model), "version": str(version)})
 
-    def load_failed(self, model: str, version: int) -> None:
-        """Count a load that failed."""
-        self._load_failures.labels(model, version).inc()
+    def load_failed(self, model: str, version: int, reason: str) -> None:
+        """Count a load that failed, by one of LOAD_FAILURES."""
+        self._load_failures.labels(model, version, reason).inc()
 
     def costs(self, model: str, version: int, costs: Costs) -> None:
         """Record what the batches of a model cost at warm-up."""

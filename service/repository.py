@@ -215,10 +215,13 @@ class Repository:
             if self._cache is not None:
                 self._cache.forget(model.number)
 
-    def refuse(self, location: Location, reason: str) -> None:
-        """Note that a model cannot be loaded, and why; a version in service goes on."""
+    def refuse(self, location: Location, reason: str, *, mismatch: bool = False) -> None:
+        """Note that a model cannot be loaded, and why; a version in service goes on.
+
+        `mismatch`: it does not answer as it was trained.
+        """
         self.failed[location] = reason
-        self._metrics.load_failed(location.name, location.version)
+        self._metrics.load_failed(location.name, location.version, "golden" if mismatch else "other")
         log.error("%s is not loaded: %s", location, reason)
 
     async def watch(self) -> None:

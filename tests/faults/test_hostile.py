@@ -73,7 +73,6 @@ def test_2000_damaged_images_through_the_server_leave_it_as_it_was(server: Serve
     assert server.metric("classify_images_in_flight") == 0
 
 
-@pytest.mark.timeout(180)
 async def slow_senders(port: int, head: bytes, count: int) -> list[float]:
     """Connections that send a byte a second; after how many seconds each was cut."""
 
@@ -131,8 +130,8 @@ def test_lengths_that_lie_and_65537_chunks_are_answered(server: Server, samples:
     image = samples[0].read_bytes()
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=60) as connection:
-        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % (len(image) - 40) + image[:-40])
-        assert b"undecodable_image" in connection.recv(65536)
+        connection.sendall(head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % (len(image) - 40) + image[:-40])
+        assert b"undecodable_image" in connection.makefile("rb").read()
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=60) as connection:
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % (len(image) + 40) + image)
         connection.shutdown(socket.SHUT_WR)  # it never comes
@@ -140,8 +139,8 @@ def test_lengths_that_lie_and_65537_chunks_are_answered(server: Server, samples:
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=60) as connection:
         started = time.monotonic()
         chunks = b"".join(b"1\r\nx\r\n" for _ in range(65_537))
-        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
-        assert b"undecodable_image" in connection.recv(65536)
+        connection.sendall(head + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+        assert b"undecodable_image" in connection.makefile("rb").read()
         assert time.monotonic() - started < 5
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=60) as connection:
         connection.sendall(head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")

@@ -107,8 +107,18 @@ def test_a_load_that_fails_leaves_the_version_in_service_and_says_so(models: Pat
     with controlled(models, "poll") as client:
         publish(models, "colours", 1, "broken")
         publish(models, "colours", 2, "broken")
-        eventually(lambda: 'model_load_failures_total{model="colours",version="2"} 1.0' in client.get("/metrics").text)
-        eventually(lambda: 'model_load_failures_total{model="colours",version="1"} 1.0' in client.get("/metrics").text)
+        eventually(
+            lambda: (
+                'model_load_failures_total{model="colours",reason="other",version="2"} 1.0'
+                in client.get("/metrics").text
+            )
+        )
+        eventually(
+            lambda: (
+                'model_load_failures_total{model="colours",reason="other",version="1"} 1.0'
+                in client.get("/metrics").text
+            )
+        )
         assert classify(client).json()["version"] == 1
         assert client.get("/health/ready").status_code == 200
         second, first = client.get("/models/colours").json()["versions"]

@@ -54,6 +54,16 @@ def test_jpegs_have_the_pixels_that_pillow_gives(
     np.testing.assert_array_equal(preprocess(encoded, recipe(side, side), LIMIT), expected)
 
 
+@pytest.mark.parametrize("side", [16, 20], ids=["width", "height"])
+def test_a_png_without_width_or_height_is_refused_and_never_quick(side: int) -> None:
+    encoded = bytearray(encode(noise(8, 8)))
+    encoded[side : side + 4] = bytes(4)
+    encoded[29:33] = struct.pack(">I", zlib.crc32(encoded[12:29]))
+    assert not quick(bytes(encoded), recipe())
+    with pytest.raises(UndecodableImage):
+        preprocess(bytes(encoded), recipe(), LIMIT)
+
+
 @pytest.mark.parametrize("cut", [2, 20, 200, 600, -100, -2])
 def test_a_jpeg_that_ends_early_is_refused_as_pillow_refuses_it(cut: int) -> None:
     whole = encode(noise(32, 32), "JPEG")

@@ -1,0 +1,82 @@
+# One file, three images: `cpu` and `gpu` serve, `export` converts. No torch where images are served.
+#
+#   docker build --target cpu -t resnet-service:cpu .
+#
+# The base is a build argument, so that a mirror or a hardened image can take its place.
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+
+# --- what all builds share: a compiler for the resize kernel, and an environment to copy
+FROM ${PYTHON_IMAGE} AS build
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
+# pip reads these from the environment; a package mirror may be given.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_TRUSTED_HOST
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_FIND_LINKS=/src/wheels
+WORKDIR /src
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+# Dependencies before code: a change of the code leaves these layers as they are.
+COPY docker/wheels/ wheels/
+COPY pyproject.toml constraints.txt docker/requirements.py ./
+
+FROM build AS build-cpu
+RUN python requirements.py cpu grpc signing > requirements.txt \
+ && pip install --quiet -c constraints.txt -r requirements.txt
+COPY . .
+RUN pip install --quiet -c constraints.txt --no-deps . && python docker/slim.py
+
+FROM build AS build-gpu
+RUN python requirements.py gpu grpc signing > requirements.txt \
+ && pip install --quiet -c constraints.txt -r requirements.txt
+COPY . .
+RUN pip install --quiet -c constraints.txt --no-deps . && python docker/slim.py
+
+FROM build AS build-export
+# torch's wheels for Linux bring CUDA along; an index of CPU builds makes this image several gigabytes smaller.
+ARG TORCH_INDEX_URL
+RUN python requirements.py cpu export > requirements.txt \
+ && pip install --quiet -c constraints.txt ${TORCH_INDEX_URL:+--extra-index-url $TORCH_INDEX_URL} -r requirements.txt
+COPY . .
+RUN pip install --quiet -c constraints.txt --no-deps .
+
+# --- what all images share: nothing but Python, an init process, and a user without rights
+FROM ${PYTHON_IMAGE} AS runtime
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends tini \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin resnet \
+ && mkdir /models && chown 10001:10001 /models
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+WORKDIR /
+VOLUME /models
+LABEL org.opencontainers.image.title="resnet-service" \
+      org.opencontainers.image.description="A trained ResNet behind HTTP, proved to answer as it was trained" \
+      org.opencontainers.image.licenses="Apache-2.0"
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
+
+FROM runtime AS export
+COPY --from=build-export /opt/venv /opt/venv
+USER 10001
+ENTRYPOINT ["tini", "--", "resnet-export"]
+CMD ["--help"]
+
+FROM runtime AS serve
+COPY docker/healthcheck.py /usr/local/bin/healthcheck.py
+ENV SERVICE_MODELS=/models SERVICE_HOST=0.0.0.0 SERVICE_PORT=8000
+EXPOSE 8000
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/usr/local/bin/healthcheck.py"]
+USER 10001
+ENTRYPOINT ["tini", "--", "resnet-serve"]
+
+FROM serve AS gpu
+COPY --from=build-gpu /opt/venv /opt/venv
+ENV SERVICE_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+FROM serve AS cpu
+COPY --from=build-cpu /opt/venv /opt/venv
+ENV SERVICE_DEVICE=cpu
