@@ -2,6 +2,8 @@
 #
 #   docker build --target cpu -t resnet-service:cpu .
 #
+# Docker's classic builder makes every stage above the target, so what is asked for least comes last.
+#
 # The base is a build argument, so that a mirror or a hardened image can take its place.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
@@ -28,20 +30,6 @@ RUN python requirements.py cpu grpc signing > requirements.txt \
 COPY . .
 RUN pip install --quiet -c constraints.txt --no-deps . && python docker/slim.py
 
-FROM build AS build-gpu
-RUN python requirements.py gpu grpc signing > requirements.txt \
- && pip install --quiet -c constraints.txt -r requirements.txt
-COPY . .
-RUN pip install --quiet -c constraints.txt --no-deps . && python docker/slim.py
-
-FROM build AS build-export
-# torch's wheels for Linux bring CUDA along; an index of CPU builds makes this image several gigabytes smaller.
-ARG TORCH_INDEX_URL
-RUN python requirements.py cpu export > requirements.txt \
- && pip install --quiet -c constraints.txt ${TORCH_INDEX_URL:+--extra-index-url $TORCH_INDEX_URL} -r requirements.txt
-COPY . .
-RUN pip install --quiet -c constraints.txt --no-deps .
-
 # --- what all images share: nothing but Python, an init process, and a user without rights
 FROM ${PYTHON_IMAGE} AS runtime
 RUN apt-get update \
@@ -59,12 +47,6 @@ ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
 
-FROM runtime AS export
-COPY --from=build-export /opt/venv /opt/venv
-USER 10001
-ENTRYPOINT ["tini", "--", "resnet-export"]
-CMD ["--help"]
-
 FROM runtime AS serve
 COPY docker/healthcheck.py /usr/local/bin/healthcheck.py
 ENV SERVICE_MODELS=/models SERVICE_HOST=0.0.0.0 SERVICE_PORT=8000
@@ -73,10 +55,30 @@ HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 CMD ["pyth
 USER 10001
 ENTRYPOINT ["tini", "--", "resnet-serve"]
 
-FROM serve AS gpu
-COPY --from=build-gpu /opt/venv /opt/venv
-ENV SERVICE_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-
 FROM serve AS cpu
 COPY --from=build-cpu /opt/venv /opt/venv
 ENV SERVICE_DEVICE=cpu
+
+FROM build AS build-export
+# torch's wheels for Linux bring CUDA along; an index of CPU builds makes this image several gigabytes smaller.
+ARG TORCH_INDEX_URL
+RUN python requirements.py cpu export > requirements.txt \
+ && pip install --quiet -c constraints.txt ${TORCH_INDEX_URL:+--extra-index-url $TORCH_INDEX_URL} -r requirements.txt
+COPY . .
+RUN pip install --quiet -c constraints.txt --no-deps .
+
+FROM runtime AS export
+COPY --from=build-export /opt/venv /opt/venv
+USER 10001
+ENTRYPOINT ["tini", "--", "resnet-export"]
+CMD ["--help"]
+
+FROM build AS build-gpu
+RUN python requirements.py gpu grpc signing > requirements.txt \
+ && pip install --quiet -c constraints.txt -r requirements.txt
+COPY . .
+RUN pip install --quiet -c constraints.txt --no-deps . && python docker/slim.py
+
+FROM serve AS gpu
+COPY --from=build-gpu /opt/venv /opt/venv
+ENV SERVICE_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -10,7 +10,7 @@ DEVICE := $(if $(filter gpu,$(RUNTIME)),--device cuda)
 SAMPLE := model_export/builtin/digits/samples/seven.png
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults test-docker bench bench-precision lint format lock clean
+.PHONY: help run test test-slow test-faults test-docker soak audit bench bench-precision lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -29,6 +29,14 @@ test-faults: .venv/dev ## overload, hostile input, restarts behind nginx and hap
 
 test-docker: .venv/dev ## images and the compose file on a container engine, if there is one: about 10 minutes
 	$(BIN)/pytest -m docker -rs
+
+soak: .venv/dev ## ordinary trouble for MINUTES (30): memory, gauges, latency and answers, with a chart
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
+
+audit: .venv/dev ## known vulnerabilities of what is installed, and a bill of materials (CycloneDX) in sbom.json
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file sbom.json .venv
+	@echo "wrote sbom.json"
 
 bench: .venv/dev ## this server, its ceilings and, with PEERS=all, its peers; WORKLOADS=W1,W2 for some
 	$(BIN)/python -m benchmarks --open --peers $(or $(PEERS),none) $(if $(WORKLOADS),--workloads $(WORKLOADS))

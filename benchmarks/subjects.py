@@ -69,13 +69,24 @@ class Usage:
 
 
 @contextmanager
-def serving(models: Path, port: int, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
-    """This project's server with its defaults, and the seconds from its start to ready.
+def serving(models: Path, port: int, log: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """This project's server with its defaults but for `flags`, and the seconds from its start to ready.
 
     Raises:
         SubjectError: it ends, or is not ready within a minute.
     """
-    command = [sys.executable, "-m", "service", "--models", str(models), "--port", str(port), "--drain-delay-ms", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "--models",
+        str(models),
+        "--port",
+        str(port),
+        "--drain-delay-ms",
+        "0",
+        *flags,
+    ]
     began = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from service.access import KeyFileError, new_key
 from service.app import create_app
 from service.check import check
+from service.doctor import examine
 from service.loading import RepositoryError
 from service.logs import configure_logging
 from service.memory import use_few_arenas
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         return _fail(str(error), code=2)
     try:
-        return _check(settings) if command == "check" else _serve(settings)
+        return {"check": _check, "doctor": _doctor, "serve": _serve}[command](settings)
     except (CertificateError, KeyFileError, ListenError, RepositoryError, SignersError) as error:
         return _fail(str(error))
 
@@ -58,6 +59,14 @@ def _check(settings: Settings) -> int:
     return _fail(f"{failed} of the models cannot be served") if failed else 0
 
 
+def _doctor(settings: Settings) -> int:
+    failed = 0
+    for finding in examine(settings):
+        print(finding)
+        failed += finding.fatal
+    return _fail(f"{failed} of these keep it from serving") if failed else 0
+
+
 def _make_key() -> int:
     key, line = new_key()
     print(f"{key}\n\nIts line in SERVICE_API_KEYS_FILE; give it a name, and `classify,admin` to control models:")
@@ -72,9 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "check", "key"),
+        choices=("serve", "check", "doctor", "key"),
         default="serve",
-        help="serve (the default); check: load every model and replay its golden images; key: make an API key",
+        help="serve (the default); check: load every model and replay its golden images; "
+        "doctor: look for what stands in the way; key: make an API key",
     )
     for name, field in Settings.model_fields.items():
         parser.add_argument(

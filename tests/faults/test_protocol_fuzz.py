@@ -1,0 +1,138 @@
+"""Whatever is sent to a documented route, or to /v2, gets a documented answer: never 5xx, never a traceback."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.app import create_app
+from service.settings import Settings
+from tests.backends import ColourBackend
+from tests.service.client import encode, wait_until_ready
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+EXAMPLES = 60
+FUZZED = 1_500
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    file = tmp_path_factory.mktemp("models") / "colours" / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    app = create_app(Settings(models=file.parents[2], model_control="explicit"), ColourBackend().open)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        wait_until_ready(client)
+        yield client
+
+
+def test_every_route_keeps_to_its_document(application: TestClient) -> None:
+    document = schemathesis.openapi.from_dict(application.get("/openapi.json").json())
+    operations: list[Any] = [each.ok() for each in document.get_all_operations()]  # type: ignore[union-attr]
+    assert len(operations) > 15
+    for operation in operations:
+
+        @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def keeps(case: Any) -> None:
+            _check(case, application)
+
+        keeps()
+
+
+def _check(case: Any, application: TestClient) -> None:
+    request = case.as_transport_kwargs(base_url="http://testserver")
+    response = application.request(
+        request["method"],
+        request["url"],
+        params=request.get("params"),
+        headers={name: value for name, value in (request.get("headers") or {}).items() if value.isascii()},
+        content=request["data"] if isinstance(request.get("data"), bytes) else None,
+        json=request.get("json"),
+        files=[(str(name), _uploaded(value)) for name, value in request.get("files") or []] or None,
+    )
+    assert response.status_code < 500, response.text
+    assert "Traceback" not in response.text
+    if response.status_code < 400:
+        return
+    if case.operation.path.startswith("/v2"):
+        assert set(response.json()) == {"error"}
+    else:
+        assert response.headers["content-type"] == "application/problem+json"
+        assert {"type", "title", "status", "detail", "code"} <= response.json().keys()
+
+
+def _uploaded(value: Any) -> tuple[str, bytes]:
+    """What was made up for a part, as a file."""
+    content = value[1] if isinstance(value, tuple) else value
+    return "image", content if isinstance(content, bytes) else str(content).encode(errors="replace")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+TENSOR = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["images", "encoded", "", "other"]) | JSON,
+        "datatype": st.sampled_from(["UINT8", "BYTES", "FP32", "INT64", "uint8"]) | JSON,
+        "shape": st.lists(st.integers(-2, 9), max_size=5) | st.just([1, 8, 8, 3]) | JSON,
+        "data": st.just([0] * 192) | st.lists(st.integers(-1, 256), max_size=200) | JSON,
+        "parameters": st.fixed_dictionaries({}, optional={"binary_data_size": st.integers(-1, 10**12) | JSON}) | JSON,
+    },
+)
+BODY = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.text(max_size=10) | JSON,
+        "inputs": st.lists(TENSOR | JSON, max_size=3) | JSON,
+        "outputs": st.lists(
+            st.fixed_dictionaries({"name": st.sampled_from(["logits", "x"]) | JSON}, optional={"parameters": JSON})
+            | JSON,
+            max_size=3,
+        )
+        | JSON,
+        "parameters": st.fixed_dictionaries(
+            {}, optional={"priority": JSON, "timeout": JSON, "binary_data_output": JSON, "classification": JSON}
+        )
+        | JSON,
+    },
+)
+
+
+@settings(max_examples=FUZZED, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    body=BODY | JSON,
+    tail=st.binary(max_size=300) | st.just(bytes(192)),
+    header_length=st.none() | st.integers(-5, 2_000) | st.text("0123456789+- x", max_size=25),
+    path=st.sampled_from(["infer", "versions/1/infer", "versions/2/infer"]),
+    encoding=st.sampled_from([None, "gzip", "deflate", "identity", "br", "gzip, gzip"]),
+)
+def test_no_inference_request_is_a_failure_of_the_server(
+    application: TestClient, body: Any, tail: bytes, header_length: Any, path: str, encoding: str | None
+) -> None:
+    head = json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    if header_length is not None:
+        length = len(head) if header_length == 0 else header_length
+        headers["inference-header-content-length"] = str(length)
+    if encoding:
+        headers["content-encoding"] = encoding
+    content = head + (tail if header_length is not None else b"")
+    response = application.post(f"/v2/models/colours/{path}", content=content, headers=headers)
+    assert response.status_code < 500, response.text
+    if response.status_code != 200:
+        assert set(response.json()) == {"error"}
+
+
+def test_it_still_answers_after_all_that(application: TestClient) -> None:
+    answer = application.post("/classify", content=encode("red"), headers={"content-type": "image/png"})
+    assert answer.json()["predictions"][0]["label"] == "red"
+    assert "classify_images_in_flight 0.0" in application.get("/metrics").text
