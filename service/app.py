@@ -37,6 +37,7 @@ from service.runtime import OpenBackend, open_onnx
 from service.settings import Settings
 from service.shadow import Shadow
 from service.splits import parse_splits
+from service.tracing import Tracing
 from service.unread import UnreadBodyMiddleware
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
         cache,
         settings.device_timeout_ms / 1000,
     )
+    tracing = Tracing(settings.otlp_endpoint, settings.trace_sample) if settings.otlp_endpoint else None
     control = Control(settings, open_backend, repository, lifecycle)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     pipeline = Pipeline(pool, settings.max_image_pixels, metrics, cache, Shadow(metrics))
@@ -79,6 +81,8 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
         watching.cancel()
         await repository.close(lifecycle.grace(settings.drain_timeout_ms / 1000))
         pool.shutdown(wait=False, cancel_futures=True)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPIOffline(
         title="resnet-service",
@@ -107,9 +111,10 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
         pipeline,
         Intake(settings.max_intake_bytes),
         Keys(settings.api_keys.get_secret_value(), settings.api_keys_file, settings.rate_limit),
+        tracing,
     )
     app.add_middleware(UnreadBodyMiddleware)
-    app.add_middleware(ExchangeMiddleware, lifecycle=lifecycle, metrics=metrics)
+    app.add_middleware(ExchangeMiddleware, lifecycle=lifecycle, metrics=metrics, tracing=tracing)
     for open_to_all in (health.router, inference_v2.probes, page.router):
         app.include_router(open_to_all)
     for guarded in (classify.router, models.router, inference_v2.router):

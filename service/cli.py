@@ -20,6 +20,7 @@ from service.server import ListenError, serve
 from service.settings import PREFIX, Settings, SettingsError, read_settings
 from service.signatures import SignersError
 from service.tls import CertificateError
+from service.tracing import TracingError
 
 EPILOG = "Every flag is also an environment variable of the name in brackets; the flag wins."
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), code=2)
     try:
         return {"check": _check, "doctor": _doctor, "serve": _serve}[command](settings)
-    except (CertificateError, KeyFileError, ListenError, RepositoryError, SignersError) as error:
+    except (CertificateError, KeyFileError, ListenError, RepositoryError, SignersError, TracingError) as error:
         return _fail(str(error))
 
 

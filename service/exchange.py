@@ -35,6 +35,7 @@ class Exchange:
     error_code: str = ""
     stages: Stages | None = None
     status: int = 0
+    trace_id: str = ""
     timing: dict[str, float] = field(default_factory=dict)
 
     def finish(self, status: int) -> None:
@@ -60,7 +61,7 @@ class Exchange:
             metrics.stage("respond", self.timing["respond"])
         if self.error_code:
             metrics.rejected(self.error_code)
-        metrics.answered(self.model, self.version, self.status, self.timing.get("total", 0.0))
+        metrics.answered(self.model, self.version, self.status, self.timing.get("total", 0.0), self.trace_id)
 
     def log_line(self, level: int, method: str, target: str) -> None:
         """Write the one line about this request; `method` is HTTP's, or gRPC."""
@@ -72,6 +73,7 @@ class Exchange:
             "code": self.error_code,
             "model": self.model,
             "version": self.version,
+            **({"trace_id": self.trace_id} if self.trace_id else {}),
             "ms": {stage: round(seconds * 1000, 3) for stage, seconds in self.timing.items()},
         }
         message = f"{method} {target!r} {self.status} {self.error_code}"

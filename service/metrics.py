@@ -239,7 +239,7 @@ class Metrics:
             if cost.used:
                 self._batch_seconds.labels(model, version, cost.size).set(cost.seconds)
 
-    def answered(self, model: str, version: str, status: int, seconds: float) -> None:
-        """Count a finished classification request."""
+    def answered(self, model: str, version: str, status: int, seconds: float, trace_id: str = "") -> None:
+        """Count a finished classification request; its trace, if it has one, becomes the exemplar of its bucket."""
         self._child(self._requests, model, version, status).inc()
-        self._request_seconds.observe(seconds)
+        self._request_seconds.observe(seconds, {"trace_id": trace_id} if trace_id else None)

@@ -94,6 +94,12 @@ class Settings(BaseSettings):
     )
     tls_cert: Path | None = Field(None, description="PEM file of the certificate chain; HTTPS, read when it changes")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
+    otlp_endpoint: str = Field(
+        "", description="URL of an OpenTelemetry collector for traces, http://HOST:4318/v1/traces; none: no traces"
+    )
+    trace_sample: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="share of the requests without a trace of their caller's that begin one"
+    )
     log_format: Literal["json", "text"] = Field("json", description="json or text")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 

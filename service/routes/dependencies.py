@@ -17,6 +17,7 @@ from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.repository import Repository
 from service.settings import Settings
+from service.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Parts:
     pipeline: Pipeline
     intake: Intake
     keys: Keys
+    tracing: Tracing | None
 
 
 async def _parts(request: Request) -> Parts:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 
 from service.routes.dependencies import Service, on_admin_port
 from service.schemas import HealthBody
@@ -34,9 +34,10 @@ async def ready(service: Service) -> JSONResponse:
 
 
 @router.get("/metrics", response_class=Response, dependencies=[Depends(on_admin_port)])
-async def metrics(service: Service) -> Response:
-    """Prometheus text."""
-    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+async def metrics(request: Request, service: Service) -> Response:
+    """Prometheus text, or OpenMetrics, which has exemplars, for those who accept it."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(service.metrics.registry), media_type=content_type)
 
 
 def _unavailable(status: str, phase: str, reason: str) -> JSONResponse:

@@ -44,9 +44,8 @@ class ShortWay:
     def __init__(self, app: ASGIApp, service: Parts) -> None:
         self._app = app
         self._service = service
-        self._short = ExchangeMiddleware(
-            UnreadBodyMiddleware(self._answer), lifecycle=service.lifecycle, metrics=service.metrics
-        )
+        answer = UnreadBodyMiddleware(self._answer)
+        self._short = ExchangeMiddleware(answer, service.lifecycle, service.metrics, service.tracing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

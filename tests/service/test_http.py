@@ -514,6 +514,17 @@ def test_the_documents_and_the_page_use_no_outside_resource(client: TestClient) 
     assert client.get("/redoc").status_code == 404
 
 
+def test_the_page_may_load_nothing_from_elsewhere_and_be_framed_by_nobody(client: TestClient) -> None:
+    for path in ("/", "/page/page.js", "/page/page.css"):
+        headers = client.get(path).headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+    assert (
+        "access-control-allow-origin" not in client.get("/models", headers={"origin": "https://other.example"}).headers
+    )
+
+
 def test_the_openapi_document_describes_bodies_and_problems(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     classify_route = document["paths"]["/classify"]["post"]

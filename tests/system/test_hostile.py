@@ -39,6 +39,33 @@ def jpeg_header(width: int, height: int) -> bytes:
     return bytes(whole)
 
 
+def gif_header(width: int, height: int) -> bytes:
+    """A GIF that claims a size and ends after its screen descriptor and one empty frame."""
+    frame = struct.pack("<BHHHHB", 0x2C, 0, 0, width, height, 0)
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + frame + b"\x02\x02\x44\x01\x00\x3b"
+
+
+def webp_header(width: int, height: int) -> bytes:
+    """A WebP whose canvas claims a size, with no image in it."""
+    canvas = struct.pack("<B3x", 0) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunks = b"VP8X" + struct.pack("<I", len(canvas)) + canvas
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+
+
+def frames(form: str) -> bytes:
+    """A thousand frames of which only the first is decoded."""
+    first, *others = [Image.new("RGB", (64, 64), (number % 256, 0, 0)) for number in range(1000)]
+    buffer = BytesIO()
+    first.save(buffer, format=form, save_all=True, append_images=others)
+    return buffer.getvalue()
+
+
+def in_format(form: str) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, format=form)
+    return buffer.getvalue()
+
+
 def cut_jpeg() -> bytes:
     buffer = BytesIO()
     Image.effect_noise((500, 375), 60).convert("RGB").save(buffer, format="JPEG")
@@ -65,10 +92,31 @@ def server(digits_models: Path) -> Iterator[Server]:
         (cut_jpeg(), {"content-type": "image/jpeg"}, 400, "undecodable_image"),
         (png_header(30_000, 30_000), {"content-type": "image/png"}, 413, "image_too_large"),
         (jpeg_header(30_000, 30_000), {"content-type": "image/jpeg"}, 413, "image_too_large"),
+        (gif_header(30_000, 30_000), {"content-type": "image/gif"}, 413, "image_too_large"),
+        (webp_header(16_000, 16_000), {"content-type": "image/webp"}, 400, "undecodable_image"),
+        (in_format("TIFF"), {"content-type": "image/jpeg"}, 400, "undecodable_image"),
+        (in_format("BMP"), {"content-type": "image/jpeg"}, 400, "undecodable_image"),
+        (in_format("ICO"), {"content-type": "image/png"}, 400, "undecodable_image"),
+        (b"8BPS\0\1" + bytes(60), {"content-type": "image/jpeg"}, 400, "undecodable_image"),
         (b"\xff" * 60 * MEBIBYTE, {"content-type": "image/jpeg"}, 413, "body_too_large"),
         (None, {"content-type": "image/jpeg"}, 413, "body_too_large"),
     ],
-    ids=["empty", "text", "text as jpeg", "cut jpeg", "huge png", "huge jpeg", "60 MiB", "60 MiB, no length"],
+    ids=[
+        "empty",
+        "text",
+        "text as jpeg",
+        "cut jpeg",
+        "huge png",
+        "huge jpeg",
+        "huge gif",
+        "huge webp",
+        "tiff",
+        "bmp",
+        "ico",
+        "psd",
+        "60 MiB",
+        "60 MiB, no length",
+    ],
 )
 def test_each_gets_its_code_quickly_and_costs_no_memory(
     body: bytes | None, headers: dict[str, str], status: int, code: str, server: Server, samples: list[Path]
@@ -84,6 +132,15 @@ def test_each_gets_its_code_quickly_and_costs_no_memory(
         assert seconds < 1
         assert server.resident_bytes() - before < 50 * MEBIBYTE
         assert client.post("/classify", content=samples[0].read_bytes()).status_code == 200
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_of_a_thousand_frames_the_first_is_classified_in_time(form: str, server: Server) -> None:
+    started = time.monotonic()
+    assert httpx2.post(f"{server.url}/classify", content=frames(form)).status_code == 200
+    assert time.monotonic() - started < 10  # the encoding is most of it
+    stages = httpx2.post(f"{server.url}/classify", content=frames(form)).headers["server-timing"]
+    assert float(stages.split("decode;dur=")[1].split(",")[0]) < 1000
 
 
 def test_a_60_mebibyte_form_costs_no_memory_either(server: Server, samples: list[Path]) -> None:
