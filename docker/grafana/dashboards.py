@@ -181,7 +181,7 @@ MODELS: dict[str, Sequence[Panel]] = {
             {"{{model}} {{version}} {{reason}}": "sum by (model, version, reason) (model_load_failures_total)"},
         ),
         Graph(
-            "Cost of an image by batch size",
+            "Cost of a batch by its size",
             "As measured at the start; the sizes that are used.",
             "s",
             {

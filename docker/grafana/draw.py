@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 FOLDER = Path(__file__).parent / "dashboards"
 COLUMNS = 3
-SECONDS = 300.0
+SECONDS = 120.0
 STEPS = 120
 
 
@@ -62,7 +62,7 @@ def _draw(ax: Axes, panel: dict[str, Any], prometheus: str) -> None:
 def _lines(ax: Axes, series: list[tuple[str, list[list[Any]]]]) -> None:
     for legend, values in series:
         ax.plot([_minutes(at) for at, _ in values], [float(value) for _, value in values], label=legend, linewidth=1)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=0, top=1.08 * ax.get_ylim()[1])
     ax.legend(fontsize=6, loc="best", ncols=1 if len(series) < 6 else 2)
     ax.grid(alpha=0.2)
 
