@@ -10,7 +10,7 @@ DEVICE := $(if $(filter gpu,$(RUNTIME)),--device cuda)
 SAMPLE := model_export/builtin/digits/samples/seven.png
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults test-docker soak audit bench bench-precision lint format lock clean
+.PHONY: help run test test-slow test-faults test-docker test-gpu bench-gpu soak audit bench bench-precision lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -29,6 +29,14 @@ test-faults: .venv/dev ## overload, hostile input, restarts behind nginx and hap
 
 test-docker: .venv/dev ## images and the compose file on a container engine, if there is one: about 10 minutes
 	$(BIN)/pytest -m docker -rs
+
+test-gpu: ## the tests that need an NVIDIA GPU
+	@$(MAKE) --no-print-directory RUNTIME=gpu .venv/dev
+	$(BIN)/pytest -m gpu
+
+bench-gpu: ## this server and its ceilings on CUDA; WORKLOADS=W4,W6 for some
+	@$(MAKE) --no-print-directory RUNTIME=gpu .venv/dev
+	$(BIN)/python -m benchmarks --device cuda --open --workloads $(or $(WORKLOADS),W2,W3,W4,W4f,W5,W6)
 
 soak: .venv/dev ## ordinary trouble for MINUTES (30): memory, gauges, latency and answers, with a chart
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)

@@ -98,9 +98,9 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
     first = models / next(iter(workload.models)) / "1" / "model.onnx"
     images = jpegs(*workload.side, IMAGES)
     print(f"\n## {workload.name}: {workload.title}\n", flush=True)
-    ceiling = measure(first, None if workload.tensors else images[0])
+    ceiling = measure(first, None if workload.tensors else images[0], options.device)
     _print_ceiling(ceiling)
-    servers: dict[str, Callable[[], object]] = {OURS: lambda: _ours(workload, models, images)}
+    servers: dict[str, Callable[[], object]] = {OURS: lambda: _ours(workload, models, images, options.device)}
     for peer in _peers(options.peers) if workload.classify else []:
         servers |= _installed(peer, first, images)
     figures: Figures = defaultdict(list)
@@ -116,8 +116,8 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _ours(workload: Workload, models: Path, images: list[bytes]) -> Iterator[Loaded]:
-    with serving(models, PORT, FOLDER / f"{workload.name}.log") as (process, seconds):
+def _ours(workload: Workload, models: Path, images: list[bytes], device: str) -> Iterator[Loaded]:
+    with serving(models, PORT, FOLDER / f"{workload.name}.log", "--device", device) as (process, seconds):
         if workload.classify:
             _check(models / next(iter(workload.models)) / "1" / "model.onnx", images)
         usage = Usage(process.pid)
@@ -253,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server (3)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load (4)")
     parser.add_argument("--connections", type=_numbers, default=CONNECTIONS, help="of closed loops (1,8,32,128)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="of this server (cpu)")
     parser.add_argument("--open", action="store_true", help="open loops too, at 50, 70 and 90 %% of capacity")
     return parser
 

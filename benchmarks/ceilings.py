@@ -18,7 +18,7 @@ from service.artifact import ModelCard
 from service.costs import Arrangement
 from service.cpus import available_cpus
 from service.image import preprocess
-from service.runtime import OnnxBackend, open_onnx
+from service.runtime import Device, OnnxBackend, open_onnx
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 SECONDS = 0.5
@@ -44,10 +44,10 @@ class Ceiling:
         return 1 / (1 / self.best_model + (1 / self.decode if self.decode else 0.0))
 
 
-def measure(path: Path, encoded: bytes | None) -> Ceiling:
+def measure(path: Path, encoded: bytes | None, device: Device = "cpu") -> Ceiling:
     """Measure a model, and the decoding of an image for it if there is one."""
     cores = available_cpus()
-    backend = open_onnx(path, "cpu", cores, spread=True)
+    backend = open_onnx(path, device, cores, spread=True)
     card = card_of(path)
     rates = {
         (arrangement, size): _model_rate(backend, card, arrangement, lanes, size)

@@ -1,0 +1,1 @@
+"""On a real GPU: what no other test can say."""

@@ -1,0 +1,51 @@
+"""The digits on CUDA: proved against torch's logits, never on the CPU in secret, and split when memory runs out."""
+
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from service.image import preprocess
+from service.loading import Location, load
+from service.runtime import open_onnx
+from tests.system.server import run_command, running
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        "CUDAExecutionProvider" not in ort.get_available_providers(), reason="this onnxruntime has no CUDA"
+    ),
+]
+
+
+def test_every_precision_passes_its_golden_images(digits_by_precision: dict[str, Path]) -> None:
+    for precision in ("fp32", "fp16"):
+        done = run_command("check", "--models", str(digits_by_precision[precision]), "--device", "cuda")
+        assert done.returncode == 0, done.stdout
+        assert "on cuda" in done.stdout
+
+
+def test_cuda_and_cpu_agree_on_every_sample(digits_model: Path, samples: list[Path]) -> None:
+    on_cuda = load(Location("digits", 1, digits_model), lambda path: open_onnx(path, "cuda", 1), 32, lambda _: None)
+    recipe = on_cuda.card.preprocessing
+    pixels = np.stack([preprocess(each.read_bytes(), recipe, 10**6) for each in samples])
+    expected = open_onnx(digits_model, "cpu", 1).run(pixels).logits
+    np.testing.assert_allclose(on_cuda.backend.run(pixels).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_service_says_where_it_runs_and_shows_the_gpu(digits_models: Path, samples: list[Path]) -> None:
+    with running(digits_models, "--device", "cuda") as server:
+        assert httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes()).status_code == 200
+        (model,) = server.get("/models").json()["models"]
+        assert model["versions"][0]["device"] == "cuda"
+        assert server.metric('gpu_memory_used_bytes{gpu="0"}') > 0
+        assert server.terminate() == 0
+
+
+def test_the_doctor_finds_driver_and_libraries(digits_models: Path) -> None:
+    done = run_command("doctor", "--models", str(digits_models), "--device", "cuda")
+    assert done.returncode == 0, done.stdout
+    assert "ok    NVIDIA driver" in done.stdout
+    assert "ok    CUDA provider" in done.stdout
