@@ -136,6 +136,13 @@ def _train(options: argparse.Namespace) -> None:
     print(f"{accuracy.top1:.2%} of {accuracy.images} held-out images; wrote {options.out}")
 
 
+def _study(options: argparse.Namespace) -> None:
+    from model_export.study import Plan, study
+
+    plan = Plan(options.depths, options.variants, options.epochs, options.seeds)
+    print(study(plan, options.out))
+
+
 def _print_parity(parity: "Parity | None") -> None:
     if parity is not None:
         print(f"parity of torch and onnxruntime on {parity.images} images")
@@ -176,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_report(commands)
     _add_train(commands)
+    _add_study(commands)
     _add_list(commands)
     _add_describe(commands)
     return parser
@@ -248,6 +256,33 @@ def _add_train(commands: "Commands") -> None:
     command.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
     command.add_argument("--epochs", type=_positive, default=60, help="passes over the data (60)")
     command.add_argument("--seed", type=_seed, default=0, help="fixes weights, order and augmentation (0)")
+
+
+def _add_study(commands: "Commands") -> None:
+    command = commands.add_parser("study", help="plain against residual networks as depth grows: the paper's figure 6")
+    command.set_defaults(run=_study)
+    command.add_argument("--depths", type=_depths, default=(20, 56), help="6n + 2, by commas (20,56)")
+    command.add_argument("--data", choices=("digits",), default="digits", help="data set (digits)")
+    command.add_argument("--epochs", type=_positive, default=12, help="passes over the data (12)")
+    command.add_argument("--seeds", type=_positive, default=1, help="runs of each network (1)")
+    command.add_argument(
+        "--variants", type=_variants, default=("plain", "a"), help="plain, and shortcut options a, b, c (plain,a)"
+    )
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for table, CSV and figures")
+
+
+def _depths(text: str) -> tuple[int, ...]:
+    depths = tuple(int(each) for each in text.split(","))
+    if any(depth < 8 or depth % 6 != 2 for depth in depths):
+        raise argparse.ArgumentTypeError("depths are 6n + 2: 8, 14, 20, …")
+    return depths
+
+
+def _variants(text: str) -> tuple[str, ...]:
+    variants = tuple(text.split(","))
+    if not set(variants) <= {"plain", "a", "b", "c"}:
+        raise argparse.ArgumentTypeError("variants are plain, a, b and c")
+    return variants
 
 
 def _add_list(commands: "Commands") -> None:

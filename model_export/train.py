@@ -3,9 +3,10 @@
 SGD with momentum 0.9 and weight decay 1e-4, batches of 128, learning rate 0.1 divided by 10 at 50 % and 75 %.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -34,6 +35,15 @@ class Recipe:
     seed: int = 0
 
 
+class Epoch(NamedTuple):
+    """What one pass over the data came to; errors are shares of 1. The training error is that of the augmented images."""
+
+    number: int
+    loss: float
+    train_error: float
+    test_error: float
+
+
 def train_digits(architecture: Architecture, recipe: Recipe, out: Path) -> Accuracy:
     """Train on the digits and write a safetensors file that describes itself; returns the held-out accuracy.
 
@@ -44,7 +54,7 @@ def train_digits(architecture: Architecture, recipe: Recipe, out: Path) -> Accur
     torch.manual_seed(recipe.seed)
     digits = load_digits()
     network = architecture.build(len(DIGIT_LABELS))
-    _fit(network, digits, recipe)
+    fit(network, digits, recipe, "training", lambda _: None)
     accuracy = evaluate(network, digits)
     description = Description(
         architecture=architecture.name,
@@ -64,12 +74,13 @@ def evaluate(network: nn.Module, digits: Digits) -> Accuracy:
     network.eval()
     images = enlarge(digits.test_scans, ENLARGEMENTS[0]).unsqueeze(1).float() / 255
     with torch.inference_mode():
-        predicted = network(_normalise(images)).argmax(dim=1)
+        predicted = network(normalise(images)).argmax(dim=1)
     correct = (predicted == torch.from_numpy(digits.test_targets)).float().mean().item()
     return Accuracy(data="digits, held-out 20 %", images=len(images), top1=round(correct, 6))
 
 
-def _fit(network: nn.Module, digits: Digits, recipe: Recipe) -> None:
+def fit(network: nn.Module, digits: Digits, recipe: Recipe, title: str, tell: Callable[[Epoch], None]) -> None:
+    """Train a network in place; `tell` is called after each epoch. Shows a bar under the title."""
     optimiser = torch.optim.SGD(
         network.parameters(), recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
@@ -77,15 +88,18 @@ def _fit(network: nn.Module, digits: Digits, recipe: Recipe) -> None:
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones)
     enlarged = [enlarge(digits.train_scans, each) for each in ENLARGEMENTS]
     targets = torch.from_numpy(digits.train_targets)
-    progress = tqdm(range(recipe.epochs), desc="training", unit="epoch")
-    for _ in progress:
+    progress = tqdm(range(1, recipe.epochs + 1), desc=title, unit="epoch")
+    for number in progress:
         network.train()
-        losses = [
+        steps = [
             _step(network, optimiser, images, labels)
             for images, labels in _batches(enlarged, targets, recipe.batch_size)
         ]
         schedule.step()
-        progress.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", held_out=f"{evaluate(network, digits).top1:.2%}")
+        held_out = evaluate(network, digits).top1
+        loss = sum(step.loss for step in steps) / len(steps)
+        progress.set_postfix(loss=f"{loss:.4f}", held_out=f"{held_out:.2%}")
+        tell(Epoch(number, loss, sum(step.wrong for step in steps) / len(targets), 1 - held_out))
 
 
 def _batches(enlarged: list[Tensor], targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,15 +109,21 @@ def _batches(enlarged: list[Tensor], targets: Tensor, size: int) -> Iterator[tup
         yield augment(images.unsqueeze(1).float() / 255), targets[chosen]
 
 
-def _step(network: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    loss = nn.functional.cross_entropy(network(_normalise(images)), labels)
+class _Step(NamedTuple):
+    loss: float
+    wrong: int
+
+
+def _step(network: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> _Step:
+    logits = network(normalise(images))
+    loss = nn.functional.cross_entropy(logits, labels)
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
-    return loss.item()
+    return _Step(loss.item(), int((logits.argmax(dim=1) != labels).sum()))
 
 
-def _normalise(images: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """Grey `[n, 1, H, W]` in [0, 1] -> normalised `[n, 3, H, W]`, as the graph does it."""
     mean = torch.tensor(RECIPE.mean).reshape(1, 3, 1, 1)
     std = torch.tensor(RECIPE.std).reshape(1, 3, 1, 1)

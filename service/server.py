@@ -37,7 +37,7 @@ KEEP_ALIVE_SECONDS = 75
 # How long a connection accepted just before the listener closed has for its first request.
 LAST_REQUEST_SECONDS = 1.0
 BACKLOG = 2048
-CLOSING_SECONDS = 1.0
+CLOSING_SECONDS = 5.0
 # From a request's first byte to the end of its headers.
 HEADER_SECONDS = 10.0
 # Beside what came with the request's first bytes; nginx takes 32 KiB by default.
@@ -142,7 +142,7 @@ class _Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """uvicorn's, but a TLS client that does not say goodbye is waited for no longer than CLOSING_SECONDS."""
         super().shutdown()
-        if self.transport.is_closing():
+        if self.scheme == "https" and self.transport.is_closing():
             self.loop.call_later(CLOSING_SECONDS, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own, in plain text

@@ -56,7 +56,16 @@ class Certificate:
             raise CertificateError(f"the certificate {chain} with the key {key} cannot be used: {error}") from error
 
     def _changed_at(self) -> list[tuple[int, int] | None]:
-        return [(path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else None for path in self._files]
+        return [_state(path) for path in self._files]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes with a file; None while it is being exchanged."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
 
 
 def _no_password() -> str:
