@@ -105,10 +105,8 @@ def _gradients(network: nn.Module, digits: Digits, variant: str, depth: int, whe
     labels = torch.from_numpy(digits.train_targets[:GRADIENT_BATCH])
     network.zero_grad()
     nn.functional.cross_entropy(network(normalise(images)), labels).backward()  # type: ignore[no-untyped-call]
-    convolutions = [
-        module for module in network.modules() if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1
-    ]
-    norms = [float(module.weight.grad.norm()) for module in convolutions if module.weight.grad is not None]
+    convolutions = [each for each in network.modules() if isinstance(each, nn.Conv2d) and each.kernel_size[0] > 1]
+    norms = [float(each.weight.grad.norm()) for each in convolutions if each.weight.grad is not None]
     network.zero_grad()
     network.load_state_dict(state)
     return [Gradient(variant, depth, when, layer, norm) for layer, norm in enumerate(norms, start=1)]
@@ -120,8 +118,9 @@ def _table(rows: list[Row], plan: Plan) -> str:
     for row in rows:
         if row.epoch == plan.epochs:
             last[row.variant, row.depth].append(row)
+    runs = f"{plan.epochs} epochs, {plan.seeds} seed{'s' * (plan.seeds > 1)}"
     lines = [
-        f"Digits, {plan.epochs} epochs, {plan.seeds} seed{'s' * (plan.seeds > 1)}: error in % at the end, training / test.",
+        f"Digits, {runs}: error in % at the end, training / test.",
         "",
         "| layers | " + " | ".join(_title(each) for each in plan.variants) + " | the paper's residual nets, CIFAR-10 |",
         "| ---: |" + " ---: |" * (len(plan.variants) + 1),

@@ -36,7 +36,7 @@ class Recipe:
 
 
 class Epoch(NamedTuple):
-    """What one pass over the data came to; errors are shares of 1. The training error is that of the augmented images."""
+    """What one pass over the data came to. Errors are shares of 1; the training error is of the augmented images."""
 
     number: int
     loss: float

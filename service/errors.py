@@ -145,6 +145,18 @@ class DeadlineExceeded(ServiceError):
     detail = "The deadline passed before the answer was there."
 
 
+def without_traceback(error: ServiceError) -> ServiceError:
+    """The error, once nobody will ask any more where it was raised; failures of ours keep their cause for the log.
+
+    Its frames hold the ticket whose future holds the error: a circle, with the image in it, that only the garbage
+    collector would break, many requests later.
+    """
+    error.__traceback__ = None
+    if not isinstance(error, InternalError):
+        error.__cause__ = error.__context__ = None
+    return error
+
+
 ERRORS: tuple[type[ServiceError], ...] = (
     UndecodableImage, EmptyBody, MalformedMultipart, InvalidRequest, Unauthorized, Forbidden, UnknownModel,
     BodyTooLarge, ImageTooLarge, UnsupportedMediaType, UnsupportedContentEncoding, InvalidParameter, Overloaded,

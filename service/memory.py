@@ -11,8 +11,6 @@ import sys
 # mallopt's number for the most arenas, from malloc.h.
 _M_ARENA_MAX = -8
 ARENAS = 2
-# A request makes some ten objects that the collector counts, and hardly ever a cycle.
-COLLECT_AFTER = 20_000
 
 
 def use_few_arenas() -> None:
@@ -28,7 +26,6 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(COLLECT_AFTER)
 
 
 def give_back() -> None:

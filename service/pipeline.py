@@ -22,7 +22,7 @@ from service.answer import Prediction, top_predictions
 from service.cache import Cache, Pending, digest
 from service.cam import Explanation, Head, explain
 from service.deadlines import before
-from service.errors import ClientClosed, DeadlineExceeded, InternalError, ServiceError
+from service.errors import ClientClosed, DeadlineExceeded, InternalError, ServiceError, without_traceback
 from service.hang_up import OnHangUp
 from service.image import preprocess, quick
 from service.metrics import Metrics
@@ -173,7 +173,7 @@ class Pipeline:
         except ClientClosed:
             raise
         except ServiceError as error:
-            return error
+            return without_traceback(error)
 
     def _decode(self, encoded: bytes, ticket: Ticket, model: ServedModel) -> None:
         """On a pool thread: turn the bytes into pixels and queue them, or give the place back."""
@@ -184,7 +184,7 @@ class Pipeline:
         try:
             pixels = preprocess(encoded, model.card.preprocessing, self._max_pixels)  # (H, W, 3) uint8
         except ServiceError as error:
-            model.batcher.reject(ticket, error)
+            model.batcher.reject(ticket, without_traceback(error))
         except Exception as error:  # a bug of ours must not leave the caller waiting for its deadline
             model.batcher.reject(ticket, InternalError.because(error))
         else:

@@ -6,7 +6,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service.compression import CODINGS
-from service.errors import InvalidParameter, ServiceError, Unauthorized, UnsupportedContentEncoding, problem
+from service.errors import (
+    InvalidParameter,
+    ServiceError,
+    Unauthorized,
+    UnsupportedContentEncoding,
+    problem,
+    without_traceback,
+)
 from service.exchange import exchange_of, speaks_inference_protocol
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -18,6 +25,7 @@ async def on_service_error(request: Request, error: Exception) -> JSONResponse:
     exchange = exchange_of(request)
     exchange.error_code = error.code
     exchange.log_failure(error)
+    without_traceback(error)
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"

@@ -1,6 +1,7 @@
 """Bodies that no honest client sends, against a real server: the contract's code, quickly, and in little memory."""
 
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -141,6 +142,18 @@ def test_of_a_thousand_frames_the_first_is_classified_in_time(form: str, server:
     assert time.monotonic() - started < 10  # the encoding is most of it
     stages = httpx2.post(f"{server.url}/classify", content=frames(form)).headers["server-timing"]
     assert float(stages.split("decode;dur=")[1].split(",")[0]) < 1000
+
+
+def test_many_large_bodies_that_are_no_images_do_not_pile_up(server: Server) -> None:
+    """Errors and their frames once held each other, and the body with them, until the collector came by."""
+    body = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\0\0\0\1\0\x08\2\0\0\0" + os.urandom(5 * MEBIBYTE)
+    with httpx2.Client(base_url=server.url, timeout=30) as client:
+        assert client.post("/classify", content=body).status_code == 400
+        before = peak = server.resident_bytes()
+        for _ in range(100):
+            client.post("/classify", content=body)
+            peak = max(peak, server.resident_bytes())
+    assert peak - before < 100 * MEBIBYTE
 
 
 def test_a_60_mebibyte_form_costs_no_memory_either(server: Server, samples: list[Path]) -> None:
