@@ -1,5 +1,6 @@
 """A server under test as a tree of processes: how soon it is ready, what CPU time and memory it takes."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -73,7 +74,7 @@ def serving(models: Path, port: int, log: Path, *flags: str) -> Iterator[tuple[s
     """This project's server with its defaults but for `flags`, and the seconds from its start to ready.
 
     Raises:
-        SubjectError: it ends, or is not ready within a minute.
+        SubjectError: the port is taken, or it ends, or is not ready within a minute.
     """
     command = [
         sys.executable,
@@ -87,6 +88,7 @@ def serving(models: Path, port: int, log: Path, *flags: str) -> Iterator[tuple[s
         "0",
         *flags,
     ]
+    _refuse_taken(port)
     began = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
@@ -96,6 +98,14 @@ def serving(models: Path, port: int, log: Path, *flags: str) -> Iterator[tuple[s
     finally:
         process.terminate()
         process.wait()
+
+
+def _refuse_taken(port: int) -> None:
+    """Somebody else's server would be measured in this one's place."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise SubjectError(f"port {port} is taken: end what listens there") from error
 
 
 def _await_ready(process: subprocess.Popen[bytes], port: int, began: float, log: Path) -> None:

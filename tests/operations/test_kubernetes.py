@@ -1,8 +1,10 @@
-"""The manifests against the API's published schemas, and against what the service really does."""
+"""The manifests against the published schemas of their kinds, and against what the service really does."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -13,8 +15,9 @@ from service.settings import Settings
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 RULES = Path(__file__).parents[2] / "docker" / "prometheus" / "rules.yml"
 API = "1.34"
-# Kinds of operators and of kustomize itself: their schemas are not the API's.
-CUSTOM = {"Kustomization", "ServiceMonitor", "PrometheusRule", "ScaledObject", "ServingRuntime", "InferenceService"}
+# Of operators; which package and version each is from stands in the file.
+SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
+CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "ServingRuntime", "InferenceService"}
 
 
 def documents() -> list[tuple[str, dict[str, Any]]]:
@@ -30,7 +33,8 @@ def only(kind: str, folder: str = "base") -> dict[str, Any]:
     return found
 
 
-PLAIN = [(name, each) for name, each in documents() if each["kind"] not in CUSTOM]
+PLAIN = [(name, each) for name, each in documents() if each["kind"] not in {*CUSTOM, "Kustomization"}]
+OF_OPERATORS = [(name, each) for name, each in documents() if each["kind"] in CUSTOM]
 
 
 @pytest.mark.parametrize("document", [each for _, each in PLAIN], ids=[name for name, _ in PLAIN])
@@ -40,6 +44,18 @@ def test_it_fits_the_schema_of_the_api(document: dict[str, Any]) -> None:
         document = {**document, "spec": {**document["spec"], "selector": {"matchLabels": labels}}}
         document["spec"]["template"] = {**document["spec"]["template"], "metadata": {"labels": labels}}
     kubernetes_validate.validate(document, API, strict=True)
+
+
+@pytest.mark.parametrize("document", [each for _, each in OF_OPERATORS], ids=[name for name, _ in OF_OPERATORS])
+def test_it_fits_the_schema_of_its_operator(document: dict[str, Any]) -> None:
+    jsonschema.validate(document, SCHEMAS[document["kind"]])
+    for name in document["spec"]:  # the schema is not one that lets everything through
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**document, "spec": {f"{name}x": document["spec"][name]}}, SCHEMAS[document["kind"]])
+
+
+def test_every_custom_kind_is_there() -> None:
+    assert {each["kind"] for _, each in OF_OPERATORS} == CUSTOM
 
 
 def test_every_resource_and_patch_is_a_file_that_is_there() -> None:
