@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.errors import Forbidden, RateLimited, Unauthorized
+from service.watched import Watched
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,6 @@ ADMIN = "admin"
 SCOPES = frozenset({"classify", ADMIN})
 PREFIX = "sha256:"
 KEY_BYTES = 32
-# Between two looks at the file.
-LOOK_SECONDS = 1.0
 _LINE = re.compile(rf"(?P<name>\S{{1,64}})\s+(?P<scopes>[a-z,]+)\s+{PREFIX}(?P<digest>[0-9a-fA-F]{{64}})")
 
 
@@ -79,9 +78,8 @@ class Keys:
         given = [each.strip() for each in text.split(",") if each.strip()]
         self._given = [Key(f"key-{index}", SCOPES, _digest(each)) for index, each in enumerate(given, start=1)]
         self._file = file
+        self._watched = Watched(file) if file else None
         self._from_file = _read(file) if file else []
-        self._changed_at = _changed_at(file)
-        self._looked_at = time.monotonic()
         self._rate = rate
         self._allowances: dict[str, _Allowance] = {}
 
@@ -130,14 +128,8 @@ class Keys:
 
     def _look(self) -> None:
         """Take over a file that was changed; one that cannot be used changes nothing."""
-        now = time.monotonic()
-        if self._file is None or now < self._looked_at + LOOK_SECONDS:
+        if self._file is None or self._watched is None or not self._watched.changed():
             return
-        self._looked_at = now
-        changed_at = _changed_at(self._file)
-        if changed_at == self._changed_at:
-            return
-        self._changed_at = changed_at
         try:
             self._from_file = _read(self._file)
         except KeyFileError as error:
@@ -172,14 +164,6 @@ def _key(line: str, place: str) -> Key:
     if not scopes <= SCOPES:
         raise KeyFileError(f"{place}: scopes are {' and '.join(sorted(SCOPES))}, not {match['scopes']}")
     return Key(match["name"], scopes, bytes.fromhex(match["digest"]))
-
-
-def _changed_at(path: Path | None) -> tuple[int, int, int]:
-    try:
-        status = path.stat() if path else None
-    except OSError:
-        status = None
-    return (status.st_ino, status.st_size, status.st_mtime_ns) if status else (0, 0, 0)
 
 
 def _digest(given: str) -> bytes:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from service.access import Keys
 from service.errors import ServiceError
 from service.exchange import Exchange
+from service.logs import with_fields
 
 log = logging.getLogger("service.audit")
 
@@ -37,5 +38,5 @@ def audited(action: str, keys: Keys, headers: Mapping[str, str], address: str, e
         outcome = error.code
         raise
     finally:
-        fields = {"request_id": exchange.request_id, "key": who, "address": address, "outcome": outcome}
-        log.warning("%r by %s from %s: %s", action[:200], who, address, outcome, extra={"fields": fields})
+        fields = with_fields(request_id=exchange.request_id, key=who, address=address, outcome=outcome)
+        log.warning("%r by %s from %s: %s", action[:200], who, address, outcome, extra=fields)

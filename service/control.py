@@ -27,12 +27,11 @@ from service.runtime import DeviceError, OpenBackend
 from service.settings import Settings
 from service.signatures import Signers
 from service.splits import Alias
+from service.watched import Fingerprint, fingerprint
 
 log = logging.getLogger(__name__)
 
 ALIASES_NAME = "aliases.json"
-# What tells that a file was replaced or written to: its and its configuration's inode, size and time.
-Fingerprint = tuple[tuple[int, int, int], ...]
 
 
 class AliasesFile(RootModel[dict[Alias, int]]):
@@ -67,8 +66,8 @@ class Control:
             if not found and self._mode == "none":
                 discover(self._folder)  # raises, with the line that says what to do
             async with self._lock:
-                for location, fingerprint in found.items():
-                    await self._load(location, fingerprint, self._lifecycle.enter)
+                for location, seen in found.items():
+                    await self._load(location, seen, self._lifecycle.enter)
                 self._repository.loading = False
                 await self._move_aliases()
                 self._judge()
@@ -106,7 +105,7 @@ class Control:
         self._refuse_unless_explicit("load", name)
         async with self._lock:
             every = await asyncio.to_thread(self._scan)
-            found = {each: fingerprint for each, fingerprint in every.items() if _is(each, name, version)}
+            found = {each: seen for each, seen in every.items() if _is(each, name, version)}
             if not found:
                 raise UnknownModel("There is no such model or version in the folder of models.")
             for location in found.keys() & self._repository.failed.keys():
@@ -166,8 +165,8 @@ class Control:
 
     async def _bring_in_line(self, found: Mapping[Location, Fingerprint], gone: set[Location]) -> None:
         changed = {location: each for location, each in found.items() if self._tried.get(location) != each}
-        for location, fingerprint in changed.items():
-            await self._load(location, fingerprint, lambda phase, where: log.debug("%s: %s", where, phase))
+        for location, seen in changed.items():
+            await self._load(location, seen, lambda phase, where: log.debug("%s: %s", where, phase))
         for location in gone:  # last, so that the version which takes over is there
             log.info("%s is gone from the folder", location)
             self._withdraw(location)
@@ -175,8 +174,8 @@ class Control:
         if changed or gone:
             self._judge()
 
-    async def _load(self, location: Location, fingerprint: Fingerprint, tell: Callable[[str, str], None]) -> None:
-        self._tried[location] = fingerprint
+    async def _load(self, location: Location, seen: Fingerprint, tell: Callable[[str, str], None]) -> None:
+        self._tried[location] = seen
         work = partial(
             load,
             location,
@@ -264,19 +263,16 @@ class Control:
 
     def _scan(self) -> dict[Location, Fingerprint]:
         try:
-            return {location: _fingerprint(location) for location in discover(self._folder)}
+            return {
+                location: fingerprint((location.path, location.path.parent.parent / CONFIG_NAME))
+                for location in discover(self._folder)
+            }
         except (RepositoryError, OSError):
             return {}
 
 
 def _is(location: Location, name: str, version: int | None) -> bool:
     return location.name == name and version in (None, location.version)
-
-
-def _fingerprint(location: Location) -> Fingerprint:
-    config = location.path.parent.parent / CONFIG_NAME
-    stats = [path.stat() for path in (location.path, config) if path.exists()]
-    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
 
 
 def _write_aliases(path: Path, aliases: Mapping[Alias, int]) -> None:

@@ -4,7 +4,6 @@ import ctypes
 import os
 import re
 import resource
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import onnxruntime as ort
 from service.cpus import available_cpus
 from service.loading import RepositoryError, discover
 from service.resample import KERNEL
+from service.server import ListenError, listen
 from service.settings import Settings
 
 # Connections, and some for models, logs and libraries.
@@ -168,11 +168,8 @@ def _halves(complaint: str) -> tuple[str, str]:
 
 
 def _port(host: str, port: int) -> Finding:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.create_server((host, port), family=family):
-            return Finding(f"port {port}", f"free on {host}")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        found = f"not to be had on {host} ({reason})"
-        return Finding(f"port {port}", found, "choose another, or end what has it", fatal=True)
+        listen(host, port).close()
+    except ListenError as error:
+        return Finding(f"port {port}", str(error), "choose another, or end what has it", fatal=True)
+    return Finding(f"port {port}", f"free on {host}")

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from service.errors import ClientClosed, Draining, InternalError, ServiceError
-from service.logs import FieldsRecord
+from service.logs import FieldsRecord, with_fields
 from service.metrics import NO_MODEL, Metrics
 from service.tickets import Stages
 
 log = logging.getLogger("service.request")
 
-# Anything a caller sends ends up in log lines and in an answer's header, so only plain tokens are taken over.
 # New ids: random for the process, counted within it.
 _PREFIX = os.urandom(8).hex()
 _COUNTER = itertools.count()
+# Anything a caller sends ends up in log lines and in an answer's header, so only plain tokens are taken over.
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -85,7 +85,7 @@ class Exchange:
             log.error(
                 "request failed",
                 exc_info=error,
-                extra={"fields": {"request_id": self.request_id}, "request_id": self.request_id},
+                extra=with_fields(request_id=self.request_id),
             )
 
     def unexpected(self, error: BaseException, *, draining: bool) -> ServiceError:
@@ -95,7 +95,7 @@ class Exchange:
         log.error(
             "unhandled error",
             exc_info=error,
-            extra={"fields": {"request_id": self.request_id}, "request_id": self.request_id},
+            extra=with_fields(request_id=self.request_id),
         )
         return InternalError()
 

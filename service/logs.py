@@ -35,6 +35,11 @@ class FieldsRecord(logging.LogRecord):
         }
 
 
+def with_fields(**fields: Any) -> dict[str, Any]:
+    """`extra` for a logger's methods: the fields of a line, and its request id where text is written."""
+    return {"fields": fields, "request_id": fields.get("request_id", "-")}
+
+
 def configure_logging(log_format: Literal["json", "text"], level: str) -> None:
     """Send every log record of this process, uvicorn's included, through one handler."""
     handler = _StandardOutput()

@@ -37,8 +37,6 @@ SECONDS = (
 )
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 PROBABILITIES = tuple(tenth / 10 for tenth in range(1, 11))
-# `golden`: it does not answer as it was trained.
-LOAD_FAILURES = ("golden", "other")
 DEVICE_FAILURES = ("run_failed", "out_of_memory", "hung", "lost")
 CACHE_RESULTS = ("hit", "miss", "coalesced")
 MAX_LABELS = 1000
@@ -230,7 +228,7 @@ class Metrics:
             gauge.remove_by_labels({"model": str(model), "version": str(version)})
 
     def load_failed(self, model: str, version: int, reason: str) -> None:
-        """Count a load that failed, by one of LOAD_FAILURES."""
+        """Count a load that failed; the reason is `golden` where it does not answer as it was trained, or `other`."""
         self._load_failures.labels(model, version, reason).inc()
 
     def costs(self, model: str, version: int, costs: Costs) -> None:

@@ -59,7 +59,7 @@ def serve(app: FastAPI, settings: Settings) -> str:
     lifecycle: Lifecycle = app.state.parts.lifecycle
     certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     ports = [settings.port, *([settings.admin_port] if settings.admin_port else [])]
-    listeners = [_listen(settings.host, port) for port in ports]
+    listeners = [listen(settings.host, port) for port in ports]
     config = uvicorn.Config(
         app,
         http=_Connection,
@@ -82,7 +82,12 @@ def serve(app: FastAPI, settings: Settings) -> str:
     return lifecycle.fatal
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ListenError: the port is taken or the address is not this machine's.
+    """
     try:
         return socket.create_server((host, port), family=_family(host), backlog=BACKLOG)
     except OSError as error:

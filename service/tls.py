@@ -2,12 +2,11 @@
 
 import logging
 import ssl
-import time
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from service.watched import Watched
 
-LOOK_SECONDS = 1.0
+log = logging.getLogger(__name__)
 
 
 class CertificateError(Exception):
@@ -25,20 +24,13 @@ class Certificate:
         """
         self._files = chain, key
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._state = self._changed_at()
-        self._looked_at = time.monotonic()
+        self._watched = Watched(chain, key)
         self._load()
 
     def look(self) -> None:
         """Take over files that were changed; a pair that cannot be used changes nothing."""
-        now = time.monotonic()
-        if now < self._looked_at + LOOK_SECONDS:
+        if not self._watched.changed():
             return
-        self._looked_at = now
-        state = self._changed_at()
-        if state == self._state:
-            return
-        self._state = state
         try:
             self._load()
         except CertificateError as error:
@@ -54,18 +46,6 @@ class Certificate:
             self.context.load_cert_chain(chain, key, password=_no_password)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise CertificateError(f"the certificate {chain} with the key {key} cannot be used: {error}") from error
-
-    def _changed_at(self) -> list[tuple[int, int] | None]:
-        return [_state(path) for path in self._files]
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    """What changes with a file; None while it is being exchanged."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
 
 
 def _no_password() -> str:
