@@ -120,7 +120,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
     for guarded in (classify.router, models.router, inference_v2.router):
         app.include_router(guarded, dependencies=[Depends(authorised)])
     app.mount("/page", page.assets)
-    app.middleware_stack = ShortWay(app.build_middleware_stack(), app.state.parts)
+    app.state.short_way = ShortWay(app.state.parts)
     return app
 
 

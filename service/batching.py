@@ -181,7 +181,7 @@ class Batcher:
                 for ticket, pixels in held.items():
                     ticket.queued_at = now
                     self._waiting.queue(ticket, pixels)
-                self._changed.notify_all()
+                self._changed.notify(len(held))
                 return
         for ticket in held:
             self.reject(ticket, ModelUnavailable())

@@ -62,7 +62,8 @@ class _StandardOutput(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
-        self._timer: threading.Timer | None = None
+        self._due = threading.Event()
+        threading.Thread(target=self._flush_when_due, name="log flush", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; `logging` holds the handler's lock."""
@@ -70,16 +71,16 @@ class _StandardOutput(logging.StreamHandler[TextIO]):
             self.stream.write(self.format(record) + self.terminator)
             if record.levelno > logging.INFO or self.stream.isatty():
                 self.flush()
-            elif self._timer is None:
-                self._timer = threading.Timer(FLUSH_SECONDS, self._flush_later)
-                self._timer.daemon = True
-                self._timer.start()
+            elif not self._due.is_set():
+                self._due.set()
         except Exception:
             self.handleError(record)
 
-    def _flush_later(self) -> None:
-        self._timer = None
-        self.flush()
+    def _flush_when_due(self) -> None:
+        while self._due.wait():
+            time.sleep(FLUSH_SECONDS)
+            self._due.clear()  # before the flush, or a line written meanwhile would wait for the next one
+            self.flush()
 
 
 class JsonFormatter(logging.Formatter):

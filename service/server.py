@@ -12,37 +12,24 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
-from http import HTTPStatus
 from types import FrameType
-from typing import Any, cast
 
-import orjson
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.errors import problem
-from service.hang_up import EXTENSION
+from service.connection import KEEP_ALIVE_SECONDS, Connection
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.tls import Certificate
 
 log = logging.getLogger(__name__)
 
-# Longer than the idle time-outs of common balancers (60 s), so that they close idle connections, not this side.
-KEEP_ALIVE_SECONDS = 75
 # How long a connection accepted just before the listener closed has for its first request.
 LAST_REQUEST_SECONDS = 1.0
 BACKLOG = 2048
-CLOSING_SECONDS = 5.0
-# From a request's first byte to the end of its headers.
-HEADER_SECONDS = 10.0
-# Beside what came with the request's first bytes; nginx takes 32 KiB by default.
-MAX_HEADER_BYTES = 2**17
-PROTOCOL_CODES = {400: "malformed_request", 408: "request_timeout", 431: "headers_too_large"}
 
 
 class ListenError(Exception):
@@ -62,7 +49,7 @@ def serve(app: FastAPI, settings: Settings) -> str:
     listeners = [listen(settings.host, port) for port in ports]
     config = uvicorn.Config(
         app,
-        http=_Connection,
+        http=Connection,
         ws="none",
         lifespan="on",
         access_log=False,
@@ -96,80 +83,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-class _Connection(HttpToolsProtocol):
-    """uvicorn's, with bounds on time and size of a request's headers.
-
-    It also says at once that its client has hung up; a task that waited for it would cost 30 µs a request.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._watchers: set[Callable[[], None]] = set()
-        self._reading_headers = False
-        self._header_bytes = 0
-        self._header_limit: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._header_limit = self.loop.call_later(KEEP_ALIVE_SECONDS, transport.close)
-
-    def data_received(self, data: bytes) -> None:
-        begun = self._reading_headers
-        super().data_received(data)
-        if not self._reading_headers:
-            return
-        if not begun or self._header_limit is None:
-            self._stop_waiting_for_headers()
-            self._header_limit = self.loop.call_later(HEADER_SECONDS, self._refuse, 408, "The headers took too long.")
-            return
-        self._header_bytes += len(data)
-        if self._header_bytes > MAX_HEADER_BYTES:
-            self._refuse(431, "The headers are too large.")
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._reading_headers, self._header_bytes = True, 0
-        self.scope["extensions"] = cast("dict[str, dict[object, object]]", {EXTENSION: self._watch})
-
-    def on_headers_complete(self) -> None:
-        self._reading_headers = False
-        self._stop_waiting_for_headers()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting_for_headers()
-        super().connection_lost(exc)
-        for call in list(self._watchers):
-            call()
-
-    def shutdown(self) -> None:
-        """uvicorn's, but a TLS client that does not say goodbye is waited for no longer than CLOSING_SECONDS."""
-        super().shutdown()
-        if self.scheme == "https" and self.transport.is_closing():
-            self.loop.call_later(CLOSING_SECONDS, self.transport.abort)
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own, in plain text
-        """What is no HTTP is answered as every other error."""
-        self._refuse(400, "The request is not valid HTTP.")
-
-    def _stop_waiting_for_headers(self) -> None:
-        if self._header_limit is not None:
-            self._header_limit.cancel()
-            self._header_limit = None
-
-    def _refuse(self, status: int, detail: str) -> None:
-        """Say why, unless another answer is on its way, and hang up."""
-        if self.transport.is_closing():
-            return
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(_refusal(status, detail))
-        self.transport.close()
-
-    def _watch(self, call: Callable[[], None]) -> Callable[[], None]:
-        self._watchers.add(call)
-        return partial(self._watchers.discard, call)
 
 
 class _DrainingServer(uvicorn.Server):
@@ -234,7 +147,7 @@ class _DrainingServer(uvicorn.Server):
             await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
 
     def _protocol(self) -> asyncio.Protocol:
-        return _Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
 def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
@@ -242,13 +155,6 @@ def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
     with suppress(BlockingIOError):
         while True:
             yield listener.accept()[0]
-
-
-def _refusal(status: int, detail: str) -> bytes:
-    """A whole answer for a request that never reached the application."""
-    body = orjson.dumps(problem(status, PROTOCOL_CODES[status], detail))
-    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/problem+json\r\n"
-    return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
 
 
 def _expects_request(connection: object) -> bool:

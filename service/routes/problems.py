@@ -14,24 +14,34 @@ from service.errors import (
     problem,
     without_traceback,
 )
-from service.exchange import exchange_of, speaks_inference_protocol
+from service.exchange import Exchange, exchange_of, speaks_inference_protocol
 
+PROBLEM_JSON = "application/problem+json"
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 async def on_service_error(request: Request, error: Exception) -> JSONResponse:
     """Our own errors carry their status, code and detail."""
     assert isinstance(error, ServiceError)  # noqa: S101  registered for this class only
-    exchange = exchange_of(request)
+    told(exchange_of(request), error)
+    return _respond(request, error.problem(), problem_headers(error))
+
+
+def told(exchange: Exchange, error: ServiceError) -> None:
+    """Note, for metrics and log, the error that a caller is told."""
     exchange.error_code = error.code
     exchange.log_failure(error)
     without_traceback(error)
+
+
+def problem_headers(error: ServiceError) -> dict[str, str]:
+    """What an error says in the head of its answer."""
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, UnsupportedContentEncoding):
         headers["accept-encoding"] = ", ".join(CODINGS)
-    return _respond(request, error.problem(), headers)
+    return headers
 
 
 async def on_invalid_request(request: Request, error: Exception) -> JSONResponse:
@@ -53,4 +63,4 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
 def _respond(request: Request, body: dict[str, object], headers: dict[str, str]) -> JSONResponse:
     if speaks_inference_protocol(request.url.path):
         return JSONResponse({"error": body["detail"]}, int(str(body["status"])), headers)
-    return JSONResponse(body, int(str(body["status"])), headers, media_type="application/problem+json")
+    return JSONResponse(body, int(str(body["status"])), headers, media_type=PROBLEM_JSON)

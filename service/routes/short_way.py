@@ -1,102 +1,189 @@
 """The short way for the plain case: `POST /classify` with the image itself as the body.
 
-Routing, dependencies and validation take FastAPI longer than a small network takes to answer. Here the same models of
-query and headers are used, and the same functions order and answer; whatever is not plain (a form, an explanation, a
-parameter to complain of) is left to the documented route before a byte of the body is read.
+FastAPI's routing, dependencies and validation, and ASGI's messages between them, take longer than a small network takes
+to answer. Here the same models of query and headers are used, and the same functions order and answer, from and to the
+bytes of the connection; whatever is not plain (a form, an explanation, a parameter to complain of, a body that is large
+or comes in chunks) is left to the documented route before a byte of the body is read.
 """
 
-from dataclasses import dataclass
+import asyncio
+import logging
 from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 import orjson
 from pydantic import ValidationError
-from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers
 
-from service.body import read_body
-from service.deadlines import before
 from service.errors import ServiceError
-from service.exchange import exchange_of
-from service.hang_up import on_hang_up_of
-from service.middleware import ExchangeMiddleware
+from service.exchange import Exchange, request_id
+from service.hang_up import OnHangUp
+from service.intake import Share
 from service.routes.dependencies import Parts
-from service.routes.orders import answer_body, asked_model, last_byte, order_for
-from service.routes.problems import on_service_error
+from service.routes.orders import answer_body, asked_model, order_for
+from service.routes.problems import PROBLEM_JSON, problem_headers, told
 from service.schemas import ClassifyHeaders, ClassifyQuery
-from service.unread import UnreadBodyMiddleware
+from service.tracing import trace_id, trace_response
 from service.uploads import is_image
 
-PATH = "/classify"
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+METHOD, PATH = "POST", "/classify"
+_TARGET = PATH.encode()
+# A body that is refused is read to its end all the same, which a larger one is not worth.
+MOST_BYTES = 2**20
+_MOST_DIGITS = len(str(MOST_BYTES))
 # What one parameter or header says is asked again and again; what a caller varies at will must not fill the memory.
 REMEMBERED = 256
+# Of these each needs more than to read a body and answer.
+_NOT_PLAIN = (b"transfer-encoding", b"expect", b"upgrade")
+
+RawHeaders = list[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    query: ClassifyQuery
-    headers: ClassifyHeaders
+class Reply(NamedTuple):
+    """What goes back to the caller; `Content-Length` and what concerns the connection are for the connection to add."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+
+
+class PlainRequest:
+    """A plain request whose body is arriving: what it asks, what of it is there, and its share of the intake."""
+
+    __slots__ = ("_chunks", "_error", "exchange", "headers", "query", "share", "span")
+
+    def __init__(self, query: ClassifyQuery, headers: ClassifyHeaders, exchange: Exchange, share: Share) -> None:
+        self.query = query
+        self.headers = headers
+        self.exchange = exchange
+        self.share = share
+        self.span: Span | None = None
+        self._chunks: list[bytes] = []
+        self._error: ServiceError | None = None
+
+    def take(self, chunk: bytes) -> None:
+        """Keep a chunk of the body, while there is memory for it."""
+        if self._error is None:
+            try:
+                self.share.take(len(chunk))
+                self._chunks.append(chunk)
+            except ServiceError as error:
+                self.fail(error)
+
+    def fail(self, error: ServiceError) -> None:
+        """Answer with this error, whatever else arrives."""
+        self._error = error
+        self._chunks.clear()
+
+    def body(self) -> bytes:
+        """The whole body, once; raises what is wrong with it."""
+        if self._error is not None:
+            raise self._error
+        chunks, self._chunks = self._chunks, []  # the connection remembers the request till the next one
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 class ShortWay:
-    """ASGI around the application: answers what is plain, and passes everything else on."""
+    """Tells which requests are plain, and answers them."""
 
-    def __init__(self, app: ASGIApp, service: Parts) -> None:
-        self._app = app
+    def __init__(self, service: Parts) -> None:
         self._service = service
-        answer = UnreadBodyMiddleware(self._answer)
-        self._short = ExchangeMiddleware(answer, service.lifecycle, service.metrics, service.tracing)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        asked = _plainly_asked(scope) if scope["type"] == "http" and scope["path"] == PATH else None
-        if asked is None:
-            await self._app(scope, receive, send)
-            return
-        scope.setdefault("state", {})["asked"] = asked
-        await self._short(scope, receive, send)
+    @property
+    def draining(self) -> bool:
+        """Whether connections are to end with their answers."""
+        return self._service.lifecycle.draining
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
+    def plain(self, method: bytes, target: bytes, headers: RawHeaders) -> PlainRequest | None:
+        """A request of which the head has arrived, or None if it has to go the documented way."""
+        path, _, query_string = target.partition(b"?")
+        if path != _TARGET or method != b"POST" or b"#" in query_string:
+            return None
+        sent = dict(headers)
+        query = _query(query_string)
+        stated = _headers(sent.get(b"x-priority"), sent.get(b"x-canary-key"))
+        if query is None or stated is None or not self._is_plain(headers, sent):
+            return None
+        sent_id = sent.get(b"x-request-id")
+        exchange = Exchange(request_id(sent_id.decode("latin-1") if sent_id else None))
+        request = PlainRequest(query, stated, exchange, self._service.intake.open())
+        if self._service.tracing is not None:
+            request.span = self._service.tracing.begin(METHOD, PATH, Headers(raw=headers))
+            exchange.trace_id = trace_id(request.span)
+        return request
+
+    def seconds(self, request: PlainRequest) -> float:
+        """How long its body may take to arrive: a caller may shorten the server's own limit and not lengthen it."""
+        own = self._service.settings.request_timeout_ms
+        return min(own, request.query.timeout_ms or own) / 1000
+
+    async def answer(self, request: PlainRequest, on_hang_up: OnHangUp) -> Reply:
+        """Answer a request whose body is complete, or never will be. To be followed by `record`."""
         try:
-            body = await self._classify(request, scope["state"]["asked"])
+            with request.share:
+                body = await self._classify(request, on_hang_up)
         except ServiceError as error:
-            await (await on_service_error(request, error))(scope, receive, send)
-            return
-        length = str(len(body)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+            return _refusal(request, error)
+        except (Exception, asyncio.CancelledError) as error:
+            return _refusal(request, request.exchange.unexpected(error, draining=self.draining))
+        return _reply(request, 200, [(b"content-type", b"application/json")], body)
 
-    async def _classify(self, request: Request, asked: _Asked) -> bytes:
-        service, exchange = self._service, exchange_of(request)
-        if service.keys:
-            service.keys.check(request.headers)
-        model = asked_model(asked.query, asked.headers, exchange, service)
-        with model.held(), service.intake.open() as share:
-            order = order_for(
-                model, asked.query, asked.headers, exchange, service, on_hang_up_of(request.scope, request.receive)
-            )
-            async with before(last_byte(order, exchange, service)):
-                encoded = await read_body(request, service.settings.max_image_bytes, share)
+    def record(self, request: PlainRequest) -> None:
+        """Count the request and write its log line, once the answer is on its way."""
+        request.exchange.measure(self._service.metrics)
+        request.exchange.log_line(logging.INFO, METHOD, PATH)
+        if request.span is not None and self._service.tracing is not None:
+            self._service.tracing.end(request.span, request.exchange)
+
+    def _is_plain(self, headers: RawHeaders, sent: dict[bytes, bytes]) -> bool:
+        length = sent.get(b"content-length", b"")
+        return (
+            len(sent) == len(headers)  # which of a repeated header counts is for the frameworks to say
+            and length.isdigit()
+            and len(length) <= _MOST_DIGITS
+            and 0 < int(length) <= min(MOST_BYTES, self._service.settings.max_image_bytes)
+            and not any(name in sent for name in _NOT_PLAIN)
+            and is_image(sent.get(b"content-type", b"").decode("latin-1"))
+            and (not self._service.keys or self._is_authorised(headers))
+        )
+
+    def _is_authorised(self, headers: RawHeaders) -> bool:
+        try:
+            self._service.keys.check(Headers(raw=headers))
+        except ServiceError:
+            return False
+        return True
+
+    async def _classify(self, request: PlainRequest, on_hang_up: OnHangUp) -> bytes:
+        service, exchange = self._service, request.exchange
+        model = asked_model(request.query, request.headers, exchange, service)
+        encoded = request.body()
+        with model.held():
+            order = order_for(model, request.query, request.headers, exchange, service, on_hang_up)
             answer = await service.pipeline.classify(encoded, order)
         exchange.stages = answer.stages
         return orjson.dumps(answer_body(order, answer))
 
 
-def _plainly_asked(scope: Scope) -> _Asked | None:
-    """The query and headers of a plain request, or None."""
-    headers = dict(scope["headers"])
-    if (
-        scope["method"] != "POST"
-        or len(headers) != len(scope["headers"])  # which of a repeated header counts is for the frameworks to say
-        or headers.get(b"content-length") == b"0"
-        or not is_image(headers.get(b"content-type", b"").decode("latin-1"))
-    ):
-        return None
-    query = _query(scope["query_string"])
-    stated = _headers(headers.get(b"x-priority"), headers.get(b"x-canary-key"))
-    return None if query is None or stated is None else _Asked(query, stated)
+def _refusal(request: PlainRequest, error: ServiceError) -> Reply:
+    told(request.exchange, error)
+    headers = [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]
+    headers.append((b"content-type", PROBLEM_JSON.encode()))
+    return _reply(request, error.status, headers, orjson.dumps(error.problem()))
+
+
+def _reply(request: PlainRequest, status: int, headers: RawHeaders, body: bytes) -> Reply:
+    exchange = request.exchange
+    exchange.finish(status)
+    headers.append((b"x-request-id", exchange.request_id.encode()))
+    headers.append((b"server-timing", exchange.server_timing().encode()))
+    if request.span is not None:
+        headers.append((b"traceresponse", trace_response(request.span).encode()))
+    return Reply(status, headers, body)
 
 
 @lru_cache(REMEMBERED)

@@ -58,42 +58,6 @@ def sample(client: TestClient, name: str, **labels: str) -> float:
 # --- the short way and the documented one --------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("body", "query", "headers"),
-    [
-        ("red", {}, {}),
-        ("blue", {"top_k": "2", "model": "colours", "version": "1"}, {"x-priority": "high"}),
-        ("green", {"timeout_ms": "5000"}, {"content-type": "application/octet-stream"}),
-        ("red", {"top_k": "99"}, {}),
-        ("red", {"top_k": "0"}, {}),
-        ("red", {"top_k": "1", "unknown": "1"}, {}),
-        ("red", {"model": "other"}, {}),
-        ("red", {"version": "7"}, {}),
-        ("red", {}, {"content-type": "text/plain"}),
-        ("red", {}, {"x-priority": "urgent"}),
-        ("not an image", {}, {}),
-        ("", {}, {}),
-    ],
-)
-def test_the_short_way_answers_as_the_documented_one(
-    client: TestClient, body: str, query: dict[str, str], headers: dict[str, str]
-) -> None:
-    content = encode(body) if body in COLOURS else body.encode()
-    sent = PNG | headers
-    repeated = [*sent.items(), ("x-priority", sent.get("x-priority", "normal"))]  # leaves the short way
-    if "x-priority" not in sent:
-        repeated.append(("x-priority", "normal"))
-    short = client.post("/classify", content=content, params=query, headers=sent)
-    documented = client.post("/classify", content=content, params=query, headers=repeated)
-    assert short.status_code == documented.status_code
-    assert short.json() == documented.json()
-    volatile = {"x-request-id", "server-timing", "content-length"}
-    assert {key: value for key, value in short.headers.items() if key not in volatile} == {
-        key: value for key, value in documented.headers.items() if key not in volatile
-    }
-    assert {"x-request-id", "server-timing"} <= set(short.headers)
-
-
 # --- one image -----------------------------------------------------------------------------------
 
 

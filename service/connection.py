@@ -1,0 +1,199 @@
+"""One connection of the HTTP server: uvicorn's, with bounds on the head of a request, and the short way.
+
+A plain `POST /classify` is answered from here (`routes/short_way.py`); every other request goes to the application as
+uvicorn has it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from typing import Any, cast
+
+import orjson
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from service.errors import ClientClosed, DeadlineExceeded, problem
+from service.hang_up import EXTENSION
+from service.routes.short_way import PlainRequest, Reply, ShortWay
+from service.unread import LINGER_SECONDS
+
+# Longer than the idle time-outs of common balancers (60 s), so that they close idle connections, not this side.
+KEEP_ALIVE_SECONDS = 75
+CLOSING_SECONDS = 5.0
+# From a request's first byte to the end of its headers.
+HEADER_SECONDS = 10.0
+# Beside what came with the request's first bytes; nginx takes 32 KiB by default.
+MAX_HEADER_BYTES = 2**17
+PROTOCOL_CODES = {400: "malformed_request", 408: "request_timeout", 431: "headers_too_large"}
+
+
+class _PlainCycle:
+    """A plain request on its connection. It stands where uvicorn has its RequestResponseCycle, and looks the same."""
+
+    message_event = asyncio.Event()  # uvicorn sets it; nobody waits
+
+    def __init__(self, request: PlainRequest, scope: Any, *, keep_alive: bool) -> None:
+        self.request = request
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        self.response_complete = False
+        self.reading_body = True
+        self.body_limit: asyncio.TimerHandle | None = None
+        self.closes_in = 0.0
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, which also says at once that its client has hung up; a task that waited would cost 30 µs a request."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._short_way: ShortWay = cast("FastAPI", self.config.app).state.short_way
+        self._watchers: set[Callable[[], None]] = set()
+        self._reading_headers = False
+        self._header_bytes = 0
+        self._header_limit: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._header_limit = self.loop.call_later(KEEP_ALIVE_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        begun = self._reading_headers
+        super().data_received(data)
+        if not self._reading_headers:
+            self._bound_the_body()
+            return
+        if not begun or self._header_limit is None:
+            self._stop_waiting_for_headers()
+            self._header_limit = self.loop.call_later(HEADER_SECONDS, self._refuse, 408, "The headers took too long.")
+            return
+        self._header_bytes += len(data)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(431, "The headers are too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._reading_headers, self._header_bytes = True, 0
+        self.scope["extensions"] = cast("dict[str, dict[object, object]]", {EXTENSION: self._watch})
+
+    def on_headers_complete(self) -> None:
+        self._reading_headers = False
+        self._stop_waiting_for_headers()
+        request = self._plain_request()
+        if request is None:
+            super().on_headers_complete()
+        else:
+            cycle = _PlainCycle(request, self.scope, keep_alive=self.parser.should_keep_alive())
+            self.cycle = cast("RequestResponseCycle", cycle)
+
+    def on_body(self, body: bytes) -> None:
+        if not isinstance(self.cycle, _PlainCycle):
+            super().on_body(body)
+        elif self.cycle.reading_body:
+            self.cycle.request.take(body)
+
+    def on_message_complete(self) -> None:
+        if not isinstance(self.cycle, _PlainCycle):
+            super().on_message_complete()
+        elif self.cycle.reading_body:
+            self._answer_plainly(self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting_for_headers()
+        if isinstance(self.cycle, _PlainCycle) and self.cycle.reading_body:
+            self.cycle.request.fail(ClientClosed())
+            self._answer_plainly(self.cycle)
+        super().connection_lost(exc)
+        for call in list(self._watchers):
+            call()
+
+    def shutdown(self) -> None:
+        """uvicorn's, but a TLS client that does not say goodbye is waited for no longer than CLOSING_SECONDS."""
+        super().shutdown()
+        if self.scheme == "https" and self.transport.is_closing():
+            self.loop.call_later(CLOSING_SECONDS, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own, in plain text
+        """What is no HTTP is answered as every other error."""
+        self._refuse(400, "The request is not valid HTTP.")
+
+    def _plain_request(self) -> PlainRequest | None:
+        """What has to be answered the short way: a plain request, when its turn has come."""
+        in_turn = self.cycle is None or self.cycle.response_complete
+        if not in_turn or self.parser.get_http_version() != "1.1":
+            return None
+        return self._short_way.plain(self.parser.get_method(), self.url, self.headers)
+
+    def _bound_the_body(self) -> None:
+        """A body that did not come with its head has so long, and no longer."""
+        cycle = self.cycle
+        if isinstance(cycle, _PlainCycle) and cycle.reading_body and cycle.body_limit is None:
+            seconds = self._short_way.seconds(cycle.request)
+            cycle.body_limit = self.loop.call_later(seconds, self._give_up_on_the_body, cycle)
+
+    def _give_up_on_the_body(self, cycle: _PlainCycle) -> None:
+        cycle.keep_alive = False
+        cycle.closes_in = LINGER_SECONDS  # to close at once would reset the connection before the answer is read
+        cycle.request.fail(DeadlineExceeded())
+        self._answer_plainly(cycle)
+
+    def _answer_plainly(self, cycle: _PlainCycle) -> None:
+        cycle.reading_body = False
+        if cycle.body_limit is not None:
+            cycle.body_limit.cancel()
+        task = self.loop.create_task(self._answer(cycle))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    async def _answer(self, cycle: _PlainCycle) -> None:
+        reply = await self._short_way.answer(cycle.request, self._watch)
+        if self.flow.write_paused:  # a caller that sends on and on and never reads
+            await self.flow.drain()
+        if not self.transport.is_closing():
+            self._write(reply, cycle)
+        cycle.response_complete = True
+        self._short_way.record(cycle.request)
+        self.on_response_complete()
+
+    def _write(self, reply: Reply, cycle: _PlainCycle) -> None:
+        closing = not cycle.keep_alive or self._short_way.draining
+        lines = [STATUS_LINE[reply.status]]
+        for name, value in self.server_state.default_headers + reply.headers:
+            lines += (name, b": ", value, b"\r\n")
+        lines.append(b"connection: close\r\n" if closing else b"")
+        lines.append(b"content-length: %d\r\n\r\n" % len(reply.body))
+        lines.append(reply.body)
+        self.transport.write(b"".join(lines))
+        if not closing:
+            return
+        if cycle.closes_in:
+            self.loop.call_later(cycle.closes_in, self.transport.close)
+        else:
+            self.transport.close()
+
+    def _stop_waiting_for_headers(self) -> None:
+        if self._header_limit is not None:
+            self._header_limit.cancel()
+            self._header_limit = None
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Say why, unless another answer is on its way, and hang up."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_refusal(status, detail))
+        self.transport.close()
+
+    def _watch(self, call: Callable[[], None]) -> Callable[[], None]:
+        self._watchers.add(call)
+        return partial(self._watchers.discard, call)
+
+
+def _refusal(status: int, detail: str) -> bytes:
+    """A whole answer for a request that never reached the application."""
+    body = orjson.dumps(problem(status, PROTOCOL_CODES[status], detail))
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/problem+json\r\n"
+    return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body

@@ -1,0 +1,191 @@
+"""The plain `POST /classify`, answered by the connection itself: as the documented route would, however it arrives."""
+
+import socket
+import time
+from collections.abc import Iterator
+from http.client import HTTPResponse
+from io import BytesIO
+from pathlib import Path
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.system.server import Server, running
+
+# The documented route closes the connection when it refuses before it has read the body.
+VOLATILE = {"x-request-id", "server-timing", "date", "content-length", "connection"}
+
+
+@pytest.fixture(scope="module")
+def server(digits_models: Path) -> Iterator[Server]:
+    with running(digits_models) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def image(samples: list[Path]) -> bytes:
+    return next(each for each in samples if "seven" in each.name).read_bytes()
+
+
+def connected(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=10)
+
+
+def request(body: bytes, *headers: str, target: str = "/classify") -> bytes:
+    head = [f"POST {target} HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+class _Received:
+    """What http.client needs of a socket."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = BytesIO(data)
+
+    def makefile(self, _: str) -> BytesIO:
+        return self._file
+
+
+def answers(connection: socket.socket, count: int) -> list[tuple[int, dict[str, str], bytes]]:
+    """Status, headers and body of so many answers, and nothing after them."""
+    received = b""
+    found: list[tuple[int, dict[str, str], bytes]] = []
+    while len(found) < count:
+        data = connection.recv(2**16)
+        assert data, f"closed after {len(found)} of {count} answers"
+        received += data
+        while b"\r\n\r\n" in received:
+            response = HTTPResponse(_Received(received))  # type: ignore[arg-type]
+            response.begin()
+            length, head = int(response.headers["content-length"]), received.index(b"\r\n\r\n") + 4
+            if len(received) < head + length:
+                break
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            found.append((response.status, headers, received[head : head + length]))
+            received = received[head + length :]
+    assert not received
+    return found
+
+
+def is_closed(connection: socket.socket, within: float) -> bool:
+    connection.settimeout(within)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("body", "query", "headers"),
+    [
+        ("image", {}, {}),
+        ("image", {"top_k": "2", "model": "digits", "version": "1"}, {"x-priority": "high"}),
+        ("image", {"timeout_ms": "5000"}, {"content-type": "application/octet-stream"}),
+        ("image", {"top_k": "99"}, {}),
+        ("image", {"top_k": "0"}, {}),
+        ("image", {"top_k": "1", "unknown": "1"}, {}),
+        ("image", {"model": "other"}, {}),
+        ("image", {"version": "7"}, {}),
+        ("image", {}, {"content-type": "text/plain"}),
+        ("image", {}, {"x-priority": "urgent"}),
+        ("image", {}, {"connection": "close"}),
+        ("not an image", {}, {}),
+        ("", {}, {}),
+        ("2 MiB", {}, {}),
+    ],
+)
+def test_it_answers_as_the_documented_route(
+    server: Server, image: bytes, body: str, query: dict[str, str], headers: dict[str, str]
+) -> None:
+    content = {"image": image, "2 MiB": image + bytes(2**21)}.get(body, body.encode())
+    sent = {"content-type": "image/png"} | headers
+    priority = sent.get("x-priority", "normal")
+    repeated = [*sent.items(), ("x-priority", priority)]  # leaves the short way
+    if "x-priority" not in sent:
+        repeated.append(("x-priority", priority))
+    short = httpx2.post(server.url + "/classify", content=content, params=query, headers=sent)
+    documented = httpx2.post(server.url + "/classify", content=content, params=query, headers=repeated)
+    assert short.status_code == documented.status_code
+    assert short.json() == documented.json()
+    assert {key: value for key, value in short.headers.items() if key not in VOLATILE} == {
+        key: value for key, value in documented.headers.items() if key not in VOLATILE
+    }
+    assert {"x-request-id", "server-timing", "date"} <= set(short.headers)
+
+
+def test_a_missing_key_gets_the_same_refusal(digits_models: Path, image: bytes) -> None:
+    with running(digits_models, "--api-keys", "secret") as guarded:
+        url = guarded.url + "/classify"
+        refused = httpx2.post(url, content=image)
+        assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert httpx2.post(url, content=image, headers={"x-api-key": "secret"}).status_code == 200
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_however_the_bytes_are_cut_the_answers_come_whole_and_in_order(
+    server: Server, image: bytes, data: st.DataObject
+) -> None:
+    probe = b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n\r\n"
+    kinds = data.draw(st.lists(st.sampled_from(["plain", "documented", "bad", "probe"]), min_size=1, max_size=6))
+    sent = b"".join(
+        {
+            "plain": request(image, f"X-Request-Id: {number}"),
+            "documented": request(image, f"X-Request-Id: {number}", target="/classify?explain=cam"),
+            "bad": request(b"nothing", f"X-Request-Id: {number}"),
+            "probe": probe % number,
+        }[kind]
+        for number, kind in enumerate(kinds)
+    )
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=5)))
+    with connected(server) as connection:
+        for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
+            connection.sendall(sent[start:end])
+            time.sleep(0.002)
+        found = answers(connection, len(kinds))
+    assert [headers["x-request-id"] for _, headers, _ in found] == [str(number) for number in range(len(kinds))]
+    assert [status for status, _, _ in found] == [400 if kind == "bad" else 200 for kind in kinds]
+    assert [b"seven" in body for _, _, body in found] == [kind in ("plain", "documented") for kind in kinds]
+
+
+def test_a_caller_who_sends_on_and_on_before_reading_gets_every_answer(server: Server, image: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"".join(request(image, f"X-Request-Id: {number}") for number in range(200)))
+        found = answers(connection, 200)
+    assert [headers["x-request-id"] for _, headers, _ in found] == [str(number) for number in range(200)]
+
+
+def test_a_body_that_does_not_arrive_has_until_its_deadline(server: Server, image: bytes) -> None:
+    expired = 'classify_requests_total{code="504",model="digits",version="1"}'
+    before = server.metric(expired) if expired in server.get("/metrics").text else 0
+    with connected(server) as connection:
+        connection.sendall(request(image, target="/classify?timeout_ms=300")[:-10])
+        ((status, headers, body),) = answers(connection, 1)
+        assert (status, headers["connection"]) == (504, "close")
+        assert b"deadline_exceeded" in body
+        assert is_closed(connection, within=5)
+    assert server.metric(expired) == before + 1
+
+
+def test_a_caller_who_leaves_while_sending_is_counted_and_leaves_nothing_behind(server: Server, image: bytes) -> None:
+    series = 'classify_rejected_total{reason="client_closed"}'
+    before = server.metric(series)
+    with connected(server) as connection:
+        connection.sendall(request(image)[:-10])
+        time.sleep(0.1)
+    give_up = time.monotonic() + 5
+    while server.metric(series) != before + 1:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    assert server.metric("classify_images_in_flight") == 0
+
+
+def test_the_connection_closes_when_the_caller_asks_for_it(server: Server, image: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(request(image, "Connection: close"))
+        ((status, headers, _),) = answers(connection, 1)
+        assert (status, headers["connection"]) == (200, "close")
+        assert is_closed(connection, within=2)
