@@ -13,9 +13,11 @@ from PIL import Image
 from torch import nn
 
 from model_export.checkpoints import Checkpoint
+from model_export.describe import Task
 from model_export.graph import OPSET
 from model_export.images import EncodedImage, Pixels, colour_chart, shipped_images, to_pixels
 from model_export.parity import Logits, reference_logits
+from model_export.structure import structure_of
 from service.artifact import (
     Accuracy,
     ExportRecord,
@@ -65,6 +67,7 @@ def make_card(name: str, checkpoint: Checkpoint, findings: Findings) -> ModelCar
         parity=findings.parity,
         accuracy=findings.accuracy,
         quantisation=findings.quantisation,
+        structure=structure_of(checkpoint.architecture, Task(len(checkpoint.labels), crop, checkpoint.in_channels)),
         golden=findings.golden,
     )
 

@@ -160,6 +160,48 @@ class HeadRecord(_Record):
     bias: StoredTensor
 
 
+class LayerRecord(_Record):
+    """One layer as in the paper's figure 3: `kernel` is the side of the window, null where it takes in the whole map.
+
+    `channels` are those of the output, null where a pooling leaves them as they are.
+    """
+
+    kind: Literal["conv", "max_pool", "avg_pool", "fc"]
+    kernel: PositiveInt | None = None
+    channels: PositiveInt | None = None
+    stride: PositiveInt = 1
+
+
+class BlocksRecord(_Record):
+    """`count` equal blocks in a row, and what carries the input of each past its layers; null: nothing does."""
+
+    count: PositiveInt
+    layers: tuple[LayerRecord, ...] = Field(min_length=1)
+    shortcut: Literal["identity", "zero_padding", "projection"] | None = None
+
+
+class StageRecord(_Record):
+    """The blocks that work at one size of map; `output` is (channels, height, width) as in the paper's table 1."""
+
+    name: str
+    blocks: tuple[BlocksRecord, ...] = Field(min_length=1)
+    output: tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class Structure(_Record):
+    """What the network consists of, from the image to the logits; enough to draw the paper's figure 3.
+
+    `option` is the paper's shortcut option, null for a network without shortcuts. Layers, parameters and multiply-adds
+    are counted as `resnet-export describe` counts them.
+    """
+
+    option: Literal["A", "B", "C"] | None
+    stages: tuple[StageRecord, ...] = Field(min_length=1)
+    weight_layers: PositiveInt
+    parameters: PositiveInt
+    multiply_adds: PositiveInt
+
+
 class Seal(_Record):
     """SHA-256 digests of the artifact's parts, by which a changed byte is found and named.
 
@@ -187,7 +229,8 @@ class Golden(_Record):
 class ModelCard(_Record):
     """All that is known of a model. `source`, `export`, `parity`, `seal` are null for a plain file without a card.
 
-    `head` is null where the architecture does not end in global average pooling, `quantisation` where it is not int8.
+    `head` is null where the architecture does not end in global average pooling, `quantisation` where it is not int8,
+    `structure` where the file is older than that field.
     """
 
     schema_version: Literal[1] = 1
@@ -203,6 +246,7 @@ class ModelCard(_Record):
     accuracy: Accuracy | None = None
     quantisation: Quantisation | None = None
     head: HeadRecord | None = None
+    structure: Structure | None = None
     golden: tuple[Golden, ...] = ()
     seal: Seal | None = None
 

@@ -73,7 +73,8 @@ def _changed(card: ModelCard, path: Path, found: CardInFile | None) -> list[str]
     changed = [] if _digest_of_graph(path, card.seal.graph_bytes) == card.seal.graph_sha256 else [GRAPH]
     now = {name: _digest_of(value) for name, value in _parts(card).items()}
     names = sorted(now.keys() | card.seal.card.keys())
-    changed += [name for name in names if now.get(name) != card.seal.card.get(name)]
+    # A field that is younger than the seal is not in it, and has nothing in it.
+    changed += [name for name in names if now.get(name) != card.seal.card.get(name, NOTHING)]
     whole = found is not None and (found.start, found.end) == (card.seal.graph_bytes, path.stat().st_size)
     return changed if changed or whole else [REST]
 
@@ -141,6 +142,9 @@ def _parts(card: ModelCard) -> dict[str, object]:
 
 def _digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+NOTHING = _digest_of(None)
 
 
 def _digest_of_graph(path: Path, size: int) -> str:

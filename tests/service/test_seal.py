@@ -167,3 +167,13 @@ def test_the_seal_cannot_be_taken_away(copy: Path, capsys: pytest.CaptureFixture
     onnx.save(model, copy)
     code, table = check(copy, capsys)
     assert (code, "the seal of its card is gone" in table) == (1, True)
+
+
+def test_a_file_from_before_the_card_had_a_structure_is_served(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = card_of(copy).model_dump(mode="json")
+    del card["structure"], card["seal"]["card"]["structure"]
+    behind = onnx.ModelProto()
+    onnx.helper.set_model_props(behind, {CARD_PROPERTY: json.dumps(card)})
+    copy.write_bytes(copy.read_bytes()[: card["seal"]["graph_bytes"]] + behind.SerializeToString())
+    code, said = check(copy, capsys)
+    assert (code, said.startswith("ok")) == (0, True)
