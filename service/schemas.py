@@ -129,12 +129,16 @@ class CostsBody(BaseModel):
 
 
 class VersionBody(BaseModel):
-    """One version of a model; `state` is `ready` or `failed`, `reason` says why its last load failed."""
+    """One version of a model; `state` is `ready` or `failed`, `reason` says why its last load failed.
+
+    `explains`: whether `explain=cam` can be asked.
+    """
 
     version: int
     state: str
     reason: str | None = None
     device: str | None = None
+    explains: bool = False
     golden_max_abs_diff: float | None = None
     costs: CostsBody | None = None
     card: dict[str, Any] | None = None

@@ -1,84 +1,105 @@
-// The page to try a model in: sends the chosen image to POST /classify and shows the answer.
+// The page to try a model in: what a person does here, and what follows from it.
 
-const find = (id) => document.getElementById(id);
+import { showArchitecture } from "./architecture.js";
+import { enableCamera } from "./camera.js";
+import { areDigits, enableDrawing } from "./drawing.js";
+import { find } from "./elements.js";
+import { add, askAgain, clear, Shot } from "./gallery.js";
+import { watchMetrics } from "./live.js";
+import { chosen, offer, offerVersions, showFacts } from "./models.js";
+import { inWords } from "./problems.js";
+import { phase, Problem, readyVersions, setKey } from "./server.js";
 
-function element(tag, properties = {}) {
-  return Object.assign(document.createElement(tag), properties);
-}
+const POLL_MS = 2000;
+const PHASES = {
+  ready: "Ready",
+  draining: "Shutting down",
+  unreachable: "No answer; trying again",
+};
 
-async function showModels() {
-  const response = await fetch("/models");
-  const { models } = await response.json();
-  const ready = models.flatMap((model) =>
-    model.versions.filter((each) => each.state === "ready").map((each) => ({ name: model.name, ...each })));
-  find("model").replaceChildren(...ready.map((each) =>
-    element("option", { value: `model=${encodeURIComponent(each.name)}&version=${each.version}`,
-                        textContent: `${each.name} version ${each.version}` })));
-  find("served").textContent = ready.length
-    ? ready.map((each) => `${each.name} version ${each.version}: ${each.card.architecture} in ${each.card.precision}, ${each.card.labels.length} classes, on ${each.device}`).join("; ")
-    : "No model is ready yet; reload the page in a moment.";
-}
-
-function showEvidence(explanation) {
-  find("evidence").hidden = !explanation;
-  if (!explanation) return;
-  const { label, logit, bias, overlay } = explanation;
-  find("overlay").src = overlay;
-  find("overlay").alt = `Where the evidence for ${label} lies`;
-  find("explained").textContent = `evidence for ${label}: mean ${(logit - bias).toFixed(2)}, bias ${bias.toFixed(2)}, logit ${logit.toFixed(2)}`;
-}
-
-function showAnswer(file, answer, timing, path) {
-  find("answer").hidden = false;
-  URL.revokeObjectURL(find("preview").src);
-  find("preview").src = URL.createObjectURL(file);
-  find("predictions").replaceChildren(...answer.predictions.map(({ label, probability }) => {
-    const line = element("li");
-    line.append(
-      element("span", { className: "label", textContent: label }),
-      element("meter", { value: probability, title: `${label}: ${probability}` }),
-      element("span", { className: "probability", textContent: `${(probability * 100).toFixed(1)} %` }));
-    return line;
-  }));
-  showEvidence(answer.explanation);
-  find("timing").textContent = timing.replaceAll(";dur=", " ").replaceAll(",", " ms,") + " ms";
-  find("curl").textContent = `curl -F 'file=@${file.name.replaceAll("'", "'\\''")}' '${location.origin}${path}'`;
-}
-
-let chosen = null;
-
-async function classify(file) {
-  chosen = file;
-  const path = `/classify?${find("model").value}${find("explain").checked ? "&explain=cam" : ""}`;
-  find("problem").textContent = "";
-  try {
-    const response = await fetch(path, { method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" } });
-    const answer = await response.json();
-    if (response.ok) {
-      showAnswer(file, answer, response.headers.get("Server-Timing"), path);
-    } else {
-      find("problem").textContent = `${answer.title}: ${answer.detail} (${answer.code})`;
-    }
-  } catch {
-    find("problem").textContent = "The server does not answer. Is it running?";
-  }
+// The question about an image, made when its turn has come: the path, and the version that is asked.
+function question() {
+  const version = chosen();
+  const query = new URLSearchParams({ model: version.name, version: version.version });
+  if (find("explain").checked && !find("explain").disabled) query.set("explain", "cam");
+  return { path: `/classify?${query}`, version };
 }
 
 function take(files) {
-  const image = [...files].find((each) => each.type.startsWith("image/")) ?? files[0];
-  if (image) classify(image);
+  if (!chosen()) return;
+  for (const file of files) add(new Shot(file), question);
 }
 
-for (const id of ["explain", "model"]) {
-  find(id).addEventListener("change", () => { if (chosen) classify(chosen); });
+let sketch = null;
+
+function takeDrawing(file) {
+  if (sketch?.card.isConnected) {
+    sketch.replace(file, question);
+  } else {
+    sketch = new Shot(file, { made: true });
+    add(sketch, question);
+  }
 }
-find("image").addEventListener("change", (event) => take(event.target.files));
+
+function showChosen() {
+  const version = chosen();
+  for (const id of ["about", "architecture"]) find(id).hidden = !version;
+  if (!version) return;
+  find("explain").disabled = !version.explains;
+  find("draw").hidden = !areDigits(version.card.labels);
+  showFacts(version);
+  showArchitecture(version);
+}
+
+async function load() {
+  try {
+    offer(await readyVersions());
+    find("key-form").hidden = true;
+    find("problem").replaceChildren();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    find("key-form").hidden = error.code !== "unauthorized";
+    find("problem").replaceChildren(inWords(error));
+  }
+  showChosen();
+}
+
+let last = "";
+
+// The state of the server; what it serves is read again whenever it has become ready.
+async function watch() {
+  const now = await phase();
+  if (now !== last) {
+    find("state").textContent = PHASES[now] ?? `Loading: ${now}`;
+    find("state").className = now;
+    last = now;
+    if (now === "ready") await load();
+  }
+  setTimeout(watch, POLL_MS);
+}
+
+find("model").addEventListener("change", () => { offerVersions(); showChosen(); askAgain(question); });
+find("version").addEventListener("change", () => { showChosen(); askAgain(question); });
+find("explain").addEventListener("change", () => askAgain(question));
+find("clear").addEventListener("click", clear);
+find("image").addEventListener("change", () => { take(find("image").files); find("image").value = ""; });
+find("key-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  setKey(find("key").value);
+  await load();
+  if (chosen()) askAgain(question);
+});
+
 document.addEventListener("paste", (event) => take(event.clipboardData.files));
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  find("drop").addEventListener(kind, (event) => {
+  document.addEventListener(kind, (event) => {
     event.preventDefault();
     find("drop").classList.toggle("over", kind === "dragover");
     if (kind === "drop") take(event.dataTransfer.files);
   });
 }
-showModels().catch(() => { find("served").textContent = "The server does not answer. Is it running?"; });
+
+enableDrawing(takeDrawing);
+enableCamera((file) => add(new Shot(file, { made: true }), question));
+watchMetrics();
+watch();

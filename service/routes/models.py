@@ -79,6 +79,7 @@ def _served(each: ServedModel, reason: str | None) -> VersionBody:
         state="ready",
         reason=reason,
         device=each.device,
+        explains=each.head is not None,
         golden_max_abs_diff=each.golden_max_abs_diff,
         costs=_costs(each.costs),
         card=each.card.summary(),
