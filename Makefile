@@ -10,7 +10,7 @@ DEVICE := $(if $(filter gpu,$(RUNTIME)),--device cuda)
 SAMPLE := model_export/builtin/digits/samples/seven.png
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults test-docker test-gpu bench-gpu soak audit bench bench-precision lint format lock clean
+.PHONY: help run test test-slow test-faults test-browser test-docker test-gpu bench-gpu soak audit bench bench-precision lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test-slow: .venv/dev ## the tests that take minutes
 
 test-faults: .venv/dev ## overload, hostile input, restarts behind nginx and haproxy: about 20 minutes
 	$(BIN)/pytest -m faults
+
+test-browser: .venv/dev ## the page in a real browser: chromium and chromium-driver, two minutes
+	$(BIN)/pytest -m browser -rs
 
 test-docker: .venv/dev ## images and the compose file on a container engine, if there is one: about 10 minutes
 	$(BIN)/pytest -m docker -rs

@@ -1,0 +1,143 @@
+"""The page in a real browser, over a real server: `make test-browser`."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests.system.server import Server, running
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PATIENCE = 20.0
+
+
+@pytest.fixture(scope="module")
+def server(digits_models: Path) -> Iterator[Server]:
+    with running(digits_models) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[webdriver.Chrome]:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("chromium and chromium-driver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("headless=new", "no-sandbox", "use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page(chromium: webdriver.Chrome, server: Server) -> webdriver.Chrome:
+    chromium.get(server.url)
+    until(lambda: chromium.find_element(By.ID, "stages").find_elements(By.TAG_NAME, "svg"))
+    return chromium
+
+
+def until(met: Callable[[], object]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not met():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def choose(page: webdriver.Chrome, *paths: Path) -> list[WebElement]:
+    """The cards of the images, once each has its answer; the last one chosen comes first."""
+    page.find_element(By.ID, "image").send_keys("\n".join(map(str, paths)))
+    return cards(page, len(paths))
+
+
+def cards(page: webdriver.Chrome, count: int) -> list[WebElement]:
+    until(lambda: len(page.find_elements(By.CSS_SELECTOR, ".shot .predictions, .shot .problem")) == count)
+    return page.find_elements(By.CSS_SELECTOR, ".shot")
+
+
+def test_of_several_images_each_has_its_answer_and_a_bad_one_fails_alone(
+    page: webdriver.Chrome, samples: list[Path], tmp_path: Path
+) -> None:
+    bad = tmp_path / "broken.png"
+    bad.write_bytes(samples[0].read_bytes()[:60])
+    seven = next(each for each in samples if "seven" in each.name)
+    broken, answered = choose(page, seven, bad)
+    assert answered.find_element(By.TAG_NAME, "h3").text.startswith("seven")
+    assert "undecodable_image" in broken.text
+    assert "Choose another file" in broken.text
+
+
+def test_the_curl_line_gives_the_same_answer(page: webdriver.Chrome, samples: list[Path]) -> None:
+    seven = next(each for each in samples if "seven" in each.name)
+    (card,) = choose(page, seven)
+    line = card.find_element(By.CSS_SELECTOR, ".curl code").text
+    done = subprocess.run(line, shell=True, cwd=seven.parent, capture_output=True, text=True, check=True)
+    assert '"label":"seven"' in done.stdout.replace(" ", "")
+    assert "explanation" in done.stdout
+
+
+def test_the_slider_blends_the_evidence_over_the_image(page: webdriver.Chrome, samples: list[Path]) -> None:
+    (card,) = choose(page, samples[0])
+    picture = "return arguments[0].querySelector('canvas').toDataURL()"
+    before = page.execute_script(picture, card)
+    slide = "const s = arguments[0].querySelector('input'); s.value = 0; s.dispatchEvent(new Event('input'))"
+    page.execute_script(slide, card)
+    assert page.execute_script(picture, card) != before
+
+
+def test_a_drawn_one_is_classified_and_goes_on_in_the_same_card(page: webdriver.Chrome) -> None:
+    paper = page.find_element(By.ID, "paper")
+    for offset in (0, 3):
+        stroke = webdriver.ActionChains(page).move_to_element_with_offset(paper, offset, -70)
+        stroke.click_and_hold().move_by_offset(0, 70).move_by_offset(0, 70).release().perform()
+        (card,) = cards(page, 1)
+        assert card.find_elements(By.CSS_SELECTOR, ".predictions li")
+
+
+def test_a_photograph_is_classified(page: webdriver.Chrome) -> None:
+    page.find_element(By.ID, "open-camera").click()
+    until(lambda: page.execute_script("return document.getElementById('viewfinder').videoWidth"))
+    page.find_element(By.ID, "take").click()
+    (card,) = cards(page, 1)
+    assert "photograph.jpg" in card.text
+
+
+def test_a_server_that_restarts_is_waited_for(chromium: webdriver.Chrome, digits_models: Path) -> None:
+    with running(digits_models) as first:
+        port = first.url.rsplit(":", 1)[1]
+        chromium.get(first.url)
+        state = chromium.find_element(By.ID, "state")
+        until(lambda: state.text == "Ready")
+        first.process.kill()
+        until(lambda: "No answer" in state.text)
+    with running(digits_models, "--port", port, ready=False):
+        until(lambda: state.text == "Ready")
+
+
+@pytest.mark.parametrize("width", [390, 800, 1600])
+def test_nothing_reaches_over_the_side(page: webdriver.Chrome, samples: list[Path], width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    choose(page, samples[0])
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_nothing_is_asked_of_another_host_and_the_policy_is_kept(page: webdriver.Chrome, samples: list[Path]) -> None:
+    page.get_log("browser")
+    choose(page, samples[0])
+    names = page.execute_script("return performance.getEntriesByType('resource').map((each) => each.name)")
+    hosts = {httpx2.URL(name).host for name in names if name.startswith("http")}
+    assert hosts == {"127.0.0.1"}
+    assert not [each for each in page.get_log("browser") if each["level"] == "SEVERE"]
