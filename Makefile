@@ -27,7 +27,7 @@ test-slow: .venv/dev ## the tests that take minutes
 test-faults: .venv/dev ## overload, hostile input, restarts behind nginx and haproxy: about 20 minutes
 	$(BIN)/pytest -m faults
 
-test-browser: .venv/dev ## the page in a real browser: chromium and chromium-driver, two minutes
+test-browser: .venv/dev ## the page in a real browser: chromium and chromium-driver from the distribution
 	$(BIN)/pytest -m browser -rs
 
 test-docker: .venv/dev ## images and the compose file on a container engine, if there is one: about 10 minutes

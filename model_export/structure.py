@@ -7,7 +7,7 @@ from torch import nn
 from model_export.architectures.resnet import BasicBlock, Bottleneck, ResNet, ZeroPadShortcut
 from model_export.catalog import Architecture
 from model_export.describe import Stage, Task, describe
-from service.artifact import BlocksRecord, LayerRecord, StageRecord, Structure
+from service.artifact import BlocksRecord, LayerRecord, Shortcut, StageRecord, Structure
 
 AVERAGE = LayerRecord(kind="avg_pool")
 
@@ -34,8 +34,7 @@ def _stage(stage: Stage, blocks: list[BlocksRecord]) -> StageRecord:
 
 def _folded(blocks: list[BlocksRecord]) -> tuple[BlocksRecord, ...]:
     """Equal neighbours as one record with their count."""
-    runs = ((block, sum(each.count for each in run)) for block, run in groupby(blocks))
-    return tuple(block.model_copy(update={"count": count}) for block, count in runs)
+    return tuple(block.model_copy(update={"count": len(list(run))}) for block, run in groupby(blocks))
 
 
 def _resnet(network: ResNet) -> dict[str, list[BlocksRecord]]:
@@ -62,15 +61,19 @@ def _vgg(network: nn.Module) -> dict[str, list[BlocksRecord]]:
 
 def _block(block: BasicBlock | Bottleneck) -> BlocksRecord:
     layers = [each for name, child in block.named_children() if name != "downsample" for each in _layers(child)]
+    return BlocksRecord(count=1, layers=tuple(layers), shortcut=_shortcut(block))
+
+
+def _shortcut(block: BasicBlock | Bottleneck) -> Shortcut | None:
     match block.downsample:
         case None:
-            return _plain(layers)
+            return None
         case nn.Identity():
-            return BlocksRecord(count=1, layers=tuple(layers), shortcut="identity")
+            return "identity"
         case ZeroPadShortcut():
-            return BlocksRecord(count=1, layers=tuple(layers), shortcut="zero_padding")
+            return "zero_padding"
         case _:
-            return BlocksRecord(count=1, layers=tuple(layers), shortcut="projection")
+            return "projection"
 
 
 def _plain(layers: list[LayerRecord]) -> BlocksRecord:

@@ -22,6 +22,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
 Precision = Literal["fp32", "fp16", "int8", "unknown"]
 Int8Target = Literal["cpu", "cpu-avx2", "tensorrt"]
+Shortcut = Literal["identity", "zero_padding", "projection"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 
 
@@ -177,7 +178,7 @@ class BlocksRecord(_Record):
 
     count: PositiveInt
     layers: tuple[LayerRecord, ...] = Field(min_length=1)
-    shortcut: Literal["identity", "zero_padding", "projection"] | None = None
+    shortcut: Shortcut | None = None
 
 
 class StageRecord(_Record):

@@ -7,16 +7,15 @@ uvicorn has it.
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from http import HTTPStatus
 from typing import Any, cast
 
 import orjson
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import ClientClosed, DeadlineExceeded, problem
+from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
 from service.hang_up import EXTENSION
-from service.routes.short_way import PlainRequest, Reply, ShortWay
+from service.routes.short_way import PlainRequest, RawHeaders, Reply, ShortWay
 from service.unread import LINGER_SECONDS
 
 # Longer than the idle time-outs of common balancers (60 s), so that they close idle connections, not this side.
@@ -131,7 +130,7 @@ class Connection(HttpToolsProtocol):
         """A body that did not come with its head has so long, and no longer."""
         cycle = self.cycle
         if isinstance(cycle, _PlainCycle) and cycle.reading_body and cycle.body_limit is None:
-            seconds = self._short_way.seconds(cycle.request)
+            seconds = self._short_way.seconds_left(cycle.request)
             cycle.body_limit = self.loop.call_later(seconds, self._give_up_on_the_body, cycle)
 
     def _give_up_on_the_body(self, cycle: _PlainCycle) -> None:
@@ -160,13 +159,8 @@ class Connection(HttpToolsProtocol):
 
     def _write(self, reply: Reply, cycle: _PlainCycle) -> None:
         closing = not cycle.keep_alive or self._short_way.draining
-        lines = [STATUS_LINE[reply.status]]
-        for name, value in self.server_state.default_headers + reply.headers:
-            lines += (name, b": ", value, b"\r\n")
-        lines.append(b"connection: close\r\n" if closing else b"")
-        lines.append(b"content-length: %d\r\n\r\n" % len(reply.body))
-        lines.append(reply.body)
-        self.transport.write(b"".join(lines))
+        headers = self.server_state.default_headers + reply.headers
+        self.transport.write(_message(reply.status, headers, reply.body, closing=closing))
         if not closing:
             return
         if cycle.closes_in:
@@ -195,5 +189,15 @@ class Connection(HttpToolsProtocol):
 def _refusal(status: int, detail: str) -> bytes:
     """A whole answer for a request that never reached the application."""
     body = orjson.dumps(problem(status, PROTOCOL_CODES[status], detail))
-    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/problem+json\r\n"
-    return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
+    return _message(status, [(b"content-type", PROBLEM_JSON.encode())], body, closing=True)
+
+
+def _message(status: int, headers: RawHeaders, body: bytes, *, closing: bool) -> bytes:
+    """An answer as it goes over the wire."""
+    lines = [STATUS_LINE[status]]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    lines.append(b"connection: close\r\n" if closing else b"")
+    lines.append(b"content-length: %d\r\n\r\n" % len(body))
+    lines.append(body)
+    return b"".join(lines)

@@ -6,6 +6,8 @@ bytes -> *decode* -> pixels -> *queue* -> batch -> *device* -> logits -> answer:
 from http import HTTPStatus
 from typing import Any, ClassVar, Self
 
+PROBLEM_JSON = "application/problem+json"
+
 
 class ServiceError(Exception):
     """A failure with an HTTP answer. `detail` is shown to the caller and must say nothing of the inside."""

@@ -10,6 +10,7 @@ import logging
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import PROBLEM_JSON
 from service.exchange import Exchange, request_id, speaks_inference_protocol
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -79,7 +80,7 @@ class ExchangeMiddleware:
         protocol = speaks_inference_protocol(scope["path"])
         body = json.dumps({"error": failure.detail} if protocol else failure.problem()).encode()
         headers = [
-            (b"content-type", b"application/json" if protocol else b"application/problem+json"),
+            (b"content-type", b"application/json" if protocol else PROBLEM_JSON.encode()),
             (b"content-length", str(len(body)).encode()),
         ]
         if failure.retry_after is not None:

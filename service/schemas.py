@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.errors import PROBLEM_JSON
 from service.splits import Alias
 
 MAX_TIMEOUT_MS = 600_000
@@ -212,7 +213,7 @@ MANY_IMAGES = {
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": description,
-        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+        "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
     }
     for status, description in {
         400: "Not an image, truncated, or no body.",

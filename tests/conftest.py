@@ -55,3 +55,9 @@ def samples() -> list[Path]:
     found = sorted(SAMPLES.iterdir())
     assert len(found) >= 10
     return found
+
+
+@pytest.fixture(scope="session")
+def seven() -> Path:
+    """One of them that is read with certainty."""
+    return SAMPLES / "seven.png"

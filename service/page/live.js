@@ -70,7 +70,6 @@ async function look() {
 
 function why({ status }) {
   if (status === 404) return "This server shows its metrics on another port.";
-  if (status === 401 || status === 403) return "The metrics need a key.";
   return "There are no figures while the server does not answer.";
 }
 

@@ -43,7 +43,7 @@ async def classify(
     with model.held(), service.intake.open() as share:
         order = order_for(model, query, headers, exchange, service, on_hang_up_of(request.scope, request.receive))
         order = replace(order, why=_question(query, model))
-        async with before(last_byte(order, exchange, service)):
+        async with before(last_byte(query, exchange, service)):
             encoded = await read_image(request, form_limits(service.settings), share)
         answer = await service.pipeline.classify(encoded, order)
     exchange.stages = answer.stages
@@ -62,7 +62,7 @@ async def classify_batch(
     model = asked_model(query, headers, exchange, service)
     with model.held(), service.intake.open() as share:
         order = order_for(model, query, headers, exchange, service, on_hang_up_of(request.scope, request.receive))
-        async with before(last_byte(order, exchange, service)):
+        async with before(last_byte(query, exchange, service)):
             images = await read_images(request, form_limits(service.settings), share)
         results = await service.pipeline.classify_many(images, order)
     for failure in results:

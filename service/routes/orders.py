@@ -54,9 +54,10 @@ def _key(headers: ClassifyHeaders, exchange: Exchange) -> str:
     return headers.x_canary_key or exchange.request_id
 
 
-def last_byte(order: Order, exchange: Exchange, service: Parts) -> float:
+def last_byte(query: ClassifyQuery, exchange: Exchange, service: Parts) -> float:
     """Until when the body must have arrived: a caller may shorten the server's own limit and not lengthen it."""
-    return min(order.deadline, exchange.started + service.settings.request_timeout_ms / 1000)
+    own = service.settings.request_timeout_ms
+    return exchange.started + min(own, query.timeout_ms or own) / 1000
 
 
 def form_limits(settings: Settings) -> FormLimits:

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from service.compression import CODINGS
 from service.errors import (
+    PROBLEM_JSON,
     InvalidParameter,
     ServiceError,
     Unauthorized,
@@ -16,7 +17,6 @@ from service.errors import (
 )
 from service.exchange import Exchange, exchange_of, speaks_inference_protocol
 
-PROBLEM_JSON = "application/problem+json"
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 

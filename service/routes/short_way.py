@@ -8,6 +8,7 @@ or comes in chunks) is left to the documented route before a byte of the body is
 
 import asyncio
 import logging
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
@@ -16,13 +17,13 @@ import orjson
 from pydantic import ValidationError
 from starlette.datastructures import Headers
 
-from service.errors import ServiceError
+from service.errors import PROBLEM_JSON, ServiceError
 from service.exchange import Exchange, request_id
 from service.hang_up import OnHangUp
 from service.intake import Share
 from service.routes.dependencies import Parts
-from service.routes.orders import answer_body, asked_model, order_for
-from service.routes.problems import PROBLEM_JSON, problem_headers, told
+from service.routes.orders import answer_body, asked_model, last_byte, order_for
+from service.routes.problems import problem_headers, told
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.tracing import trace_id, trace_response
 from service.uploads import is_image
@@ -116,10 +117,9 @@ class ShortWay:
             exchange.trace_id = trace_id(request.span)
         return request
 
-    def seconds(self, request: PlainRequest) -> float:
-        """How long its body may take to arrive: a caller may shorten the server's own limit and not lengthen it."""
-        own = self._service.settings.request_timeout_ms
-        return min(own, request.query.timeout_ms or own) / 1000
+    def seconds_left(self, request: PlainRequest) -> float:
+        """How long its body may still take to arrive."""
+        return last_byte(request.query, request.exchange, self._service) - time.monotonic()
 
     async def answer(self, request: PlainRequest, on_hang_up: OnHangUp) -> Reply:
         """Answer a request whose body is complete, or never will be. To be followed by `record`."""

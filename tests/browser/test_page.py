@@ -67,19 +67,17 @@ def cards(page: webdriver.Chrome, count: int) -> list[WebElement]:
 
 
 def test_of_several_images_each_has_its_answer_and_a_bad_one_fails_alone(
-    page: webdriver.Chrome, samples: list[Path], tmp_path: Path
+    page: webdriver.Chrome, samples: list[Path], seven: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "broken.png"
     bad.write_bytes(samples[0].read_bytes()[:60])
-    seven = next(each for each in samples if "seven" in each.name)
     broken, answered = choose(page, seven, bad)
     assert answered.find_element(By.TAG_NAME, "h3").text.startswith("seven")
     assert "undecodable_image" in broken.text
     assert "Choose another file" in broken.text
 
 
-def test_the_curl_line_gives_the_same_answer(page: webdriver.Chrome, samples: list[Path]) -> None:
-    seven = next(each for each in samples if "seven" in each.name)
+def test_the_curl_line_gives_the_same_answer(page: webdriver.Chrome, seven: Path) -> None:
     (card,) = choose(page, seven)
     line = card.find_element(By.CSS_SELECTOR, ".curl code").text
     done = subprocess.run(line, shell=True, cwd=seven.parent, capture_output=True, text=True, check=True)
@@ -115,7 +113,7 @@ def test_a_photograph_is_classified(page: webdriver.Chrome) -> None:
 
 def test_a_server_that_restarts_is_waited_for(chromium: webdriver.Chrome, digits_models: Path) -> None:
     with running(digits_models) as first:
-        port = first.url.rsplit(":", 1)[1]
+        port = str(first.port)
         chromium.get(first.url)
         state = chromium.find_element(By.ID, "state")
         until(lambda: state.text == "Ready")

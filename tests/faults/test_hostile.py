@@ -33,10 +33,6 @@ def server(digits_models: Path) -> Iterator[Server]:
         yield server
 
 
-def port_of(server: Server) -> int:
-    return int(server.url.rsplit(":", 1)[1])
-
-
 @pytest.mark.timeout(600)
 def test_20000_damaged_images_give_pixels_or_a_refusal_in_time() -> None:
     outcomes = Counter[str]()
@@ -116,7 +112,7 @@ def test_500_connections_at_a_byte_a_second_disturb_nobody_and_are_cut(
 
     alone = latencies(time.monotonic() + 3)
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(lambda: asyncio.run(slow_senders(port_of(server), head, 500)))
+        slow = pool.submit(lambda: asyncio.run(slow_senders(server.port, head, 500)))
         time.sleep(2)  # they are all there
         beside = latencies(time.monotonic() + bound - 4)
         cut = slow.result()
@@ -129,20 +125,20 @@ def test_500_connections_at_a_byte_a_second_disturb_nobody_and_are_cut(
 def test_lengths_that_lie_and_65537_chunks_are_answered(server: Server, samples: list[Path]) -> None:
     image = samples[0].read_bytes()
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % (len(image) - 40) + image[:-40])
         assert b"undecodable_image" in connection.makefile("rb").read()
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % (len(image) + 40) + image)
         connection.shutdown(socket.SHUT_WR)  # it never comes
         connection.recv(65536)
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         started = time.monotonic()
         chunks = b"".join(b"1\r\nx\r\n" for _ in range(65_537))
         connection.sendall(head + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
         assert b"undecodable_image" in connection.makefile("rb").read()
         assert time.monotonic() - started < 5
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 4")
     assert httpx2.post(f"{server.url}/classify", content=image).status_code == 200

@@ -57,7 +57,7 @@ def test_ten_times_the_capacity_for_a_minute(slow_models: Path) -> None:
     headers = {"Content-Type": "image/jpeg"}
     shots = [Shot(post(f"/classify?timeout_ms={DEADLINE_MS}", headers, image)) for image in images]
     with running(slow_models) as server:
-        port = int(server.url.rsplit(":", 1)[1])
+        port = server.port
         closed_loop(port, shots, 8, 2.0)
         peak = closed_loop(port, shots, 8, 8.0).per_second
         probing = Probing(server)

@@ -101,7 +101,7 @@ def test_replicas_are_replaced_one_after_the_other_and_no_request_of_20000_fails
         for replica in replicas:
             stack.callback(end, replica)
         listen = free_port()
-        ports = [int(each.url.rsplit(":", 1)[1]) for each in replicas]
+        ports = [each.port for each in replicas]
         stack.enter_context(start(listen, ports, tmp_path))
         wait_until_reachable(f"http://127.0.0.1:{listen}/health/ready")
         replaced, done = [0], threading.Event()

@@ -156,8 +156,7 @@ def up(settings: dict[str, str]) -> Iterator[dict[str, str]]:
         compose("down", "-v", "--remove-orphans", settings=settings)
 
 
-def test_up_classifies_a_digit_and_prometheus_sees_it(up: dict[str, str], samples: list[Path]) -> None:
-    seven = next(each for each in samples if each.stem == "seven")
+def test_up_classifies_a_digit_and_prometheus_sees_it(up: dict[str, str], seven: Path) -> None:
     service = f"http://127.0.0.1:{up['HTTP_PORT']}"
     answer = httpx2.post(f"{service}/classify", files={"file": seven.read_bytes()}).json()
     assert answer["predictions"][0]["label"] == "seven"

@@ -100,9 +100,7 @@ def load(server: Server, samples: list[Path]) -> None:
         time.sleep(0.1)
     headers = {"Content-Type": "image/png"}
     bodies = [each.read_bytes() for each in samples] + [b"no image", *(each.read_bytes() + b"1" for each in samples)]
-    closed_loop(
-        int(server.url.rsplit(":", 1)[1]), [Shot(post("/classify", headers, each)) for each in bodies], 4, LOAD_SECONDS
-    )
+    closed_loop(server.port, [Shot(post("/classify", headers, each)) for each in bodies], 4, LOAD_SECONDS)
 
 
 def phase(server: Server) -> str:

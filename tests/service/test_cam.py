@@ -50,9 +50,8 @@ def test_the_map_of_every_class_adds_up_to_its_logit(
 
 
 def test_without_a_class_the_most_probable_one_is_explained_over_the_models_input(
-    digits_models: Path, samples: list[Path]
+    digits_models: Path, seven: Path
 ) -> None:
-    (seven,) = [path for path in samples if path.name == "seven.png"]
     app = create_app(read_settings({"models": digits_models}))
     with TestClient(app) as client:
         wait_until_ready(client)
@@ -67,9 +66,8 @@ def test_without_a_class_the_most_probable_one_is_explained_over_the_models_inpu
         assert "explanation" not in ask(client, seven.read_bytes()).json()
 
 
-def test_the_evidence_is_where_the_digit_is(digits_models: Path, samples: list[Path]) -> None:
+def test_the_evidence_is_where_the_digit_is(digits_models: Path, seven: Path) -> None:
     """A digit in one half of a blank image: the evidence for it lies in that half."""
-    (seven,) = [path for path in samples if path.name == "seven.png"]
     page = Image.new("RGB", (64, 64))
     page.paste(Image.open(seven).convert("RGB").resize((32, 32)), (32, 16))
     buffer = BytesIO()

@@ -55,9 +55,6 @@ def sample(client: TestClient, name: str, **labels: str) -> float:
     raise AssertionError(f"no series {name} {labels}")
 
 
-# --- the short way and the documented one --------------------------------------------------------
-
-
 # --- one image -----------------------------------------------------------------------------------
 
 

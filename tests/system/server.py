@@ -23,6 +23,11 @@ class Server:
     url: str
     log: Path
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.url.rpartition(":")[2])
+
     def get(self, path: str) -> httpx2.Response:
         """One request on a connection of its own."""
         return httpx2.get(self.url + path, timeout=10, verify=False)

@@ -34,10 +34,9 @@ def server(digits_models: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("language", COMMANDS)
-def test_an_example_reads_a_digit(language: str, server: Server, samples: list[Path]) -> None:
+def test_an_example_reads_a_digit(language: str, server: Server, seven: Path) -> None:
     if shutil.which(TOOLS[language]) is None:
         pytest.skip(f"{TOOLS[language]} is not installed")
-    (seven,) = [path for path in samples if path.name == "seven.png"]
     command = COMMANDS[language](seven, server.url)
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr

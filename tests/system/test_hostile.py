@@ -165,7 +165,7 @@ def test_a_60_mebibyte_form_costs_no_memory_either(server: Server, samples: list
 
 
 def test_a_sender_without_end_is_cut_off_after_its_answer(server: Server) -> None:
-    port = int(server.url.rsplit(":", 1)[1])
+    port = server.port
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99999999999\r\n\r\n"
     sent = 0
     with socket.create_connection(("127.0.0.1", port)) as connection:

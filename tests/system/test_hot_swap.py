@@ -169,7 +169,7 @@ def requests_with(server: Server, code: int) -> float:
 
 
 async def hang_up(server: Server, image: bytes) -> None:
-    _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
     writer.write(head.encode() + image)
     await writer.drain()

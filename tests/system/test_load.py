@@ -112,7 +112,7 @@ async def test_a_request_that_is_half_sent_at_sigterm_is_answered(digits_models:
     image = samples[0].read_bytes()
     head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
     with running(digits_models, "--drain-delay-ms", "200") as server:
-        port = int(server.url.rsplit(":", 1)[1])
+        port = server.port
         connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         halves = [b"", head[:20].encode(), head.encode() + image[:30]]
         for (_, writer), half in zip(connections, halves, strict=True):

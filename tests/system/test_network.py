@@ -36,15 +36,11 @@ def certify(folder: Path, name: str) -> tuple[Path, Path]:
     return chain, private
 
 
-def port_of(server: Server) -> int:
-    return int(server.url.rsplit(":", 1)[1])
-
-
 def shown_name(server: Server) -> str:
     """The name in the certificate that a new connection is shown."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection(("127.0.0.1", port_of(server))) as plain, context.wrap_socket(plain) as connection:
+    with socket.create_connection(("127.0.0.1", server.port)) as plain, context.wrap_socket(plain) as connection:
         shown = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
     return str(shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
 
@@ -114,7 +110,7 @@ def server(digits_models: Path) -> Iterator[Server]:
 
 
 def test_what_is_no_http_gets_a_problem_and_is_cut(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
@@ -123,7 +119,7 @@ def test_what_is_no_http_gets_a_problem_and_is_cut(server: Server) -> None:
 
 def test_a_flood_of_headers_is_cut_and_costs_no_memory(server: Server) -> None:
     before = server.resident_bytes()
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         connection.sendall(REQUEST)
         sent = 0
         try:
@@ -138,8 +134,8 @@ def test_a_flood_of_headers_is_cut_and_costs_no_memory(server: Server) -> None:
 
 def test_headers_that_do_not_end_are_cut_after_the_stated_time_and_whole_ones_are_not(server: Server) -> None:
     with (
-        socket.create_connection(("127.0.0.1", port_of(server)), timeout=15) as slow,
-        socket.create_connection(("127.0.0.1", port_of(server)), timeout=15) as second,
+        socket.create_connection(("127.0.0.1", server.port), timeout=15) as slow,
+        socket.create_connection(("127.0.0.1", server.port), timeout=15) as second,
         httpx2.Client(base_url=server.url) as honest,
     ):
         second.sendall(REQUEST + b"\r\n")

@@ -42,7 +42,7 @@ def test_the_model_says_where_it_runs_and_that_it_was_replayed(server: Server) -
 def test_a_client_that_hangs_up_is_counted_and_leaves_nothing_behind(server: Server, samples: list[Path]) -> None:
     image = samples[0].read_bytes()
     head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
-    port = int(server.url.rsplit(":", 1)[1])
+    port = server.port
     for sent in (head.encode(), head.encode() + image[:50]):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(sent)
