@@ -42,6 +42,12 @@ export function curlLine(name, path, withKey) {
   return `curl${key} -F ${quoted(`file=@"${name.replace(/["\\]/g, "\\$&")}"`)} ${quoted(location.origin + path)}`;
 }
 
+function saved(file) {
+  const href = URL.createObjectURL(file);
+  element("a", { href, download: file.name }).click();
+  URL.revokeObjectURL(href);
+}
+
 // The line with a button that copies it, and the image itself where it is on nobody's disk.
 export function curl(file, path, withKey, made) {
   const line = curlLine(file.name, path, withKey);
@@ -57,7 +63,8 @@ export function curl(file, path, withKey, made) {
   command.setAttribute("aria-label", "The curl line");
   const row = element("div", { className: "curl" }, command, button);
   if (made) {
-    const save = element("a", { className: "quiet", href: URL.createObjectURL(file), download: file.name }, "Save image");
+    const save = element("button", { type: "button", className: "quiet" }, "Save image");
+    save.addEventListener("click", () => saved(file));
     row.append(save);
   }
   return row;

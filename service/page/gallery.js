@@ -26,6 +26,7 @@ export class Shot {
     this.file = file;
     this.made = made;
     this.opacity = 0.5;
+    this.asked = 0;
     this.card = element("article", { className: "shot" }, element("h3", {}, file.name), element("p", {}, "Waiting…"));
     this.card.shot = this;
   }
@@ -33,7 +34,9 @@ export class Shot {
   // Ask about the image; `question` gives the version that is chosen when its turn has come.
   ask(question) {
     this.card.setAttribute("aria-busy", "true");
-    waiting.push(() => this.#ask(question));
+    this.asked += 1;
+    const number = this.asked;
+    waiting.push(() => this.#ask(question, number));
     next();
   }
 
@@ -42,21 +45,23 @@ export class Shot {
     this.ask(question);
   }
 
-  async #ask(question) {
-    const { path, version } = question();
+  // What a later question has overtaken is not shown: the answers may come in another order.
+  async #ask(question, number) {
+    const { file } = this;
     try {
-      const { answer, stages } = await classify(this.file, path);
-      await this.#show(answer, stages, path, version.card.preprocessing);
+      const { path, version } = question();
+      const { answer, stages } = await classify(file, path);
+      const image = await createImageBitmap(file).catch(() => null);
+      if (number === this.asked) this.#show(answer, stages, path, image, version.card.preprocessing);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      this.#refuse(error, question);
+      if (number === this.asked) this.#refuse(error, question);
     } finally {
-      this.card.removeAttribute("aria-busy");
+      if (number === this.asked) this.card.removeAttribute("aria-busy");
     }
   }
 
-  async #show(answer, stages, path, recipe) {
-    const image = await createImageBitmap(this.file).catch(() => null);
+  #show(answer, stages, path, image, recipe) {
     const { predictions, explanation } = answer;
     const [best] = predictions;
     const title = element("h3", {}, best.label, element("span", { className: "sure" }, percent(best.probability)));

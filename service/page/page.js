@@ -20,13 +20,13 @@ const PHASES = {
 // The question about an image, made when its turn has come: the path, and the version that is asked.
 function question() {
   const version = chosen();
+  if (!version) throw new Problem({ status: 0, code: "nothing_served", detail: "" });
   const query = new URLSearchParams({ model: version.name, version: version.version });
   if (find("explain").checked && !find("explain").disabled) query.set("explain", "cam");
   return { path: `/classify?${query}`, version };
 }
 
 function take(files) {
-  if (!chosen()) return;
   for (const file of files) add(new Shot(file), question);
 }
 

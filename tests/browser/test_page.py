@@ -123,6 +123,43 @@ def test_a_server_that_restarts_is_waited_for(chromium: webdriver.Chrome, digits
         until(lambda: state.text == "Ready")
 
 
+def test_while_nothing_is_served_the_page_says_so_and_asks_again(
+    chromium: webdriver.Chrome, digits_models: Path, seven: Path
+) -> None:
+    with running(digits_models, "--model-control", "explicit") as server:
+        httpx2.post(f"{server.url}/v2/repository/models/digits/unload", timeout=30).raise_for_status()
+        chromium.get(server.url)
+        until(lambda: chromium.find_element(By.ID, "state").text != "Asking…")
+        (card,) = choose(chromium, seven)
+        assert "No model is in service" in card.text
+        httpx2.post(f"{server.url}/v2/repository/models/digits/load", timeout=30).raise_for_status()
+        until(lambda: chromium.find_element(By.ID, "model").get_property("value") == "digits")
+        card.find_element(By.TAG_NAME, "button").click()
+        title = "return arguments[0].querySelector('h3').textContent"  # in one step: the card is filled anew
+        until(lambda: chromium.execute_script(title, card).startswith("seven"))
+
+
+def test_an_answer_that_comes_after_a_later_ones_is_not_shown(page: webdriver.Chrome, seven: Path) -> None:
+    (card,) = choose(page, seven)
+    page.execute_script("""
+        const real = window.fetch;
+        window.explained = 0;
+        window.fetch = async (path, options) => {
+            const response = await real(path, options);
+            if (path.includes("explain")) {
+                await new Promise((resolve) => setTimeout(resolve, 500));
+                window.explained += 1;
+            }
+            return response;
+        };
+        for (let times = 0; times < 3; times += 1) document.getElementById("explain").click();
+    """)
+    until(lambda: page.execute_script("return window.explained"))
+    time.sleep(0.5)
+    assert not card.find_elements(By.CSS_SELECTOR, "input[type=range]")
+    assert "explain" not in card.find_element(By.CSS_SELECTOR, ".curl code").text
+
+
 @pytest.mark.parametrize("width", [390, 800, 1600])
 def test_nothing_reaches_over_the_side(page: webdriver.Chrome, samples: list[Path], width: int) -> None:
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
