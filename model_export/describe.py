@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_export.architectures.resnet import BasicBlock, Bottleneck, ResNetConfig
+from model_export.architectures.resnet import BasicBlock, Block, Bottleneck, ResNetConfig
 from model_export.catalog import Architecture
 
 SHORTCUT = "downsample"
@@ -173,7 +173,7 @@ def _stage(name: str, children: dict[str, nn.Module], counts: dict[str, _Count])
         for leaf, count in seen.items()
         if isinstance(count.module, nn.Conv2d | nn.Linear) and SHORTCUT not in leaf
     }
-    blocks = [child for child in next(iter(children.values())).children() if isinstance(child, BasicBlock | Bottleneck)]
+    blocks = [child for child in next(iter(children.values())).children() if isinstance(child, Block)]
     kernels = [_kernel(count.module) for count in layers.values()]
     return Stage(
         name=name,

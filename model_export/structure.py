@@ -4,7 +4,7 @@ from itertools import groupby
 
 from torch import nn
 
-from model_export.architectures.resnet import BasicBlock, Bottleneck, ResNet, ZeroPadShortcut
+from model_export.architectures.resnet import Block, ResNet, ZeroPadShortcut
 from model_export.catalog import Architecture
 from model_export.describe import Stage, Task, describe
 from service.artifact import BlocksRecord, LayerRecord, Shortcut, StageRecord, Structure
@@ -42,7 +42,7 @@ def _resnet(network: ResNet) -> dict[str, list[BlocksRecord]]:
     found = {"conv1": [_plain(stem)], "fc": [_plain([AVERAGE, *_layers(network.fc)])]}
     for number in range(1, network.stages + 1):
         stage = network.get_submodule(f"layer{number}")
-        blocks = (each for each in stage.children() if isinstance(each, BasicBlock | Bottleneck))
+        blocks = (each for each in stage.children() if isinstance(each, Block))
         found[f"layer{number}"] = [_block(each) for each in blocks]
     return found
 
@@ -59,12 +59,12 @@ def _vgg(network: nn.Module) -> dict[str, list[BlocksRecord]]:
     return found | {"classifier": [_plain(_layers(network.get_submodule("classifier")))]}
 
 
-def _block(block: BasicBlock | Bottleneck) -> BlocksRecord:
+def _block(block: Block) -> BlocksRecord:
     layers = [each for name, child in block.named_children() if name != "downsample" for each in _layers(child)]
     return BlocksRecord(count=1, layers=tuple(layers), shortcut=_shortcut(block))
 
 
-def _shortcut(block: BasicBlock | Bottleneck) -> Shortcut | None:
+def _shortcut(block: Block) -> Shortcut | None:
     match block.downsample:
         case None:
             return None

@@ -22,6 +22,7 @@ A plain network has the same layers and no shortcuts. The modules are named as t
 checkpoints load key for key.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -83,10 +84,33 @@ def make_shortcut(option: Shortcut, in_channels: int, out_channels: int, stride:
     return ZeroPadShortcut(in_channels, out_channels, stride) if changes else nn.Identity()
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module, ABC):
+    """A residual branch and the shortcut around it: relu(F(x) + x), or relu(F(x)) in a plain network.
+
+    While `closed`, a block is its shortcut alone, relu(x): for skip schedules. A plain block cannot be closed.
+    """
+
+    expansion: ClassVar[int]
+    downsample: nn.Module | None
+    closed = False
+
+    @abstractmethod
+    def residual(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride): the branch F before the addition."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        if self.downsample is None:
+            return F.relu(self.residual(x))
+        if self.closed:
+            return F.relu(self.downsample(x))
+        return F.relu(self.residual(x) + self.downsample(x))
+
+
+class BasicBlock(Block):
     """Two 3×3 convolutions and the shortcut around them (figure 2)."""
 
-    expansion: ClassVar[int] = 1
+    expansion = 1
 
     def __init__(self, in_channels: int, width: int, stride: int, config: ResNetConfig) -> None:
         super().__init__()
@@ -96,17 +120,17 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = make_shortcut(config.shortcut, in_channels, width, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def residual(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, width, H / stride, W / stride)."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out if self.downsample is None else out + self.downsample(x))
+        hidden = F.relu(self.bn1(self.conv1(x)))
+        residual: Tensor = self.bn2(self.conv2(hidden))
+        return residual
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1×1 to a quarter of the channels, 3×3, 1×1 back, and the shortcut around them (figure 5)."""
 
-    expansion: ClassVar[int] = 4
+    expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int, config: ResNetConfig) -> None:
         super().__init__()
@@ -120,12 +144,12 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = make_shortcut(config.shortcut, in_channels, out_channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def residual(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, 4 width, H / stride, W / stride)."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return F.relu(out if self.downsample is None else out + self.downsample(x))
+        hidden = F.relu(self.bn1(self.conv1(x)))
+        hidden = F.relu(self.bn2(self.conv2(hidden)))
+        residual: Tensor = self.bn3(self.conv3(hidden))
+        return residual
 
 
 class ResNet(nn.Module):
