@@ -26,7 +26,7 @@ MIN_INPUT = 32
 PRESET_CHOICE = (
     "give --preset imagenet-v1 (resize 256, crop 224: torchvision's first weights and most training loops), "
     "imagenet-v2 (resize 232: torchvision's V2 weights), imagenet-timm (resize 235, bicubic: timm's a1 family), "
-    "cifar10, digits, or a JSON file with the fields of the card's preprocessing"
+    "cifar10, cifar100, digits, or a JSON file with the fields of the card's preprocessing"
 )
 
 

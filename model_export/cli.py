@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 refused or failed, with one line on stderr that says why a
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,11 +16,14 @@ from typing import TYPE_CHECKING
 from model_export.errors import ExportError
 
 if TYPE_CHECKING:
+    from model_export.skip_schedule import Closure
     from service.artifact import Accuracy, Parity, Quantisation
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 SOURCES = "a checkpoint file or folder, builtin:digits, torchvision:NAME[@WEIGHTS], hf:OWNER/NAME or timm:MODEL.TAG"
+DEVICES = ("auto", "cpu", "cuda")
+DATA = "digits, cifar10:DIR, cifar100:DIR, or folder:DIR with a sub-folder a class"
 MISSING = "the exporter needs torch and onnxruntime: pip install 'resnet-service[cpu,export]'"
 
 
@@ -128,18 +132,37 @@ def _print_json(content: object) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from model_export.catalog import find_architecture
-    from model_export.train import Recipe, train_digits
+    from model_export.train import Order, train
 
-    recipe = Recipe(epochs=options.epochs, seed=options.seed)
-    accuracy = train_digits(find_architecture(options.arch), recipe, options.out)
+    order = Order(
+        architecture=options.arch,
+        data=options.data,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warm_up=options.warm_up,
+        flip=options.flip,
+        skip_schedule=options.skip_schedule,
+        seed=options.seed,
+        device=options.device,
+    )
+    accuracy = train(order, options.out, options.log)
     print(f"{accuracy.top1:.2%} of {accuracy.images} held-out images; wrote {options.out}")
 
 
 def _study(options: argparse.Namespace) -> None:
     from model_export.study import Plan, study
 
-    plan = Plan(options.depths, options.variants, options.epochs, options.seeds)
+    plan = Plan(
+        depths=options.depths,
+        variants=options.variants,
+        seeds=options.seeds,
+        data=options.data,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        device=options.device,
+    )
     print(study(plan, options.out))
 
 
@@ -252,22 +275,50 @@ def _add_train(commands: "Commands") -> None:
     command = commands.add_parser("train", help="train a checkpoint that convert takes")
     command.set_defaults(run=_train)
     command.add_argument("--arch", required=True, help="architecture")
-    command.add_argument("--data", required=True, choices=("digits",), help="data set")
+    command.add_argument("--data", required=True, type=_data, help=DATA)
     command.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
-    command.add_argument("--epochs", type=_positive, default=60, help="passes over the data (60)")
+    command.add_argument("--log", type=Path, metavar="FILE", help="JSON lines, one an epoch (OUT with .jsonl)")
+    command.add_argument("--epochs", type=_positive, help="passes over the data (digits 60, CIFAR 164, folder 120)")
+    command.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="images a step (128)")
+    command.add_argument(
+        "--learning-rate",
+        type=_rate,
+        default=0.1,
+        metavar="R",
+        help="divided by 10 at 50 and 75 %% of the epochs (0.1)",
+    )
+    command.add_argument(
+        "--warm-up",
+        action=argparse.BooleanOptionalAction,
+        help="a tenth of the rate until the training error is below 80 %% (for 110 layers and more)",
+    )
+    command.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror half of the images (never digits)"
+    )
+    command.add_argument(
+        "--skip-schedule",
+        type=_schedule,
+        default=(),
+        metavar="SHARE:NAME",
+        help="keep residual branches closed for a share of the epochs: 0.2:layer2, several by commas (none)",
+    )
     command.add_argument("--seed", type=_seed, default=0, help="fixes weights, order and augmentation (0)")
+    command.add_argument("--device", choices=DEVICES, default="auto", help="where it trains (CUDA where there is one)")
 
 
 def _add_study(commands: "Commands") -> None:
     command = commands.add_parser("study", help="plain against residual networks as depth grows: the paper's figure 6")
     command.set_defaults(run=_study)
     command.add_argument("--depths", type=_depths, default=(20, 56), help="6n + 2, by commas (20,56)")
-    command.add_argument("--data", choices=("digits",), default="digits", help="data set (digits)")
+    command.add_argument("--data", type=_data, default="digits", help=f"{DATA} (digits)")
     command.add_argument("--epochs", type=_positive, default=12, help="passes over the data (12)")
     command.add_argument("--seeds", type=_positive, default=1, help="runs of each network (1)")
     command.add_argument(
         "--variants", type=_variants, default=("plain", "a"), help="plain, and shortcut options a, b, c (plain,a)"
     )
+    command.add_argument("--batch-size", type=_positive, metavar="N", help="images a step (128, and 32 for few images)")
+    command.add_argument("--learning-rate", type=_rate, metavar="R", help="0.1 for batches of 128, and in proportion")
+    command.add_argument("--device", choices=DEVICES, default="auto", help="where it trains (CUDA where there is one)")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for table, CSV and figures")
 
 
@@ -297,6 +348,29 @@ def _add_describe(commands: "Commands") -> None:
     command.add_argument("arch", metavar="ARCH")
     command.add_argument("--compare", metavar="ARCH", help="and what it costs in terms of another")
     command.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _data(text: str) -> str:
+    kind, _, place = text.partition(":")
+    if text != "digits" and not (kind in ("cifar10", "cifar100", "folder") and place):
+        raise argparse.ArgumentTypeError(f"give {DATA}")
+    return text
+
+
+def _schedule(text: str) -> "tuple[Closure, ...]":
+    from model_export.skip_schedule import parse_schedule
+
+    try:
+        return parse_schedule(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("give SHARE:NAME, as in 0.2:layer2, with a share from 0 to 1") from error
+
+
+def _rate(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("must be a positive number")
+    return number
 
 
 def _seed(text: str) -> int:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from model_export.checkpoints import Checkpoint
-from model_export.data import DIGITS, write_digits
+from model_export.datasets.digits import DIGITS, write_digits
 from model_export.errors import ExportError
 from model_export.evaluate import LabelledImages, labelled_images
 from model_export.images import (

@@ -1,6 +1,6 @@
 """The images that parity and golden replay are judged on: real ones, a colour chart, and noise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
@@ -14,7 +14,7 @@ from PIL import Image
 from model_export.errors import ExportError
 from service.artifact import Preprocessing
 from service.errors import ServiceError
-from service.image import preprocess
+from service.image import decode, preprocess
 
 MEDIA_TYPES = {
     ".png": "image/png",
@@ -99,8 +99,17 @@ def to_pixels(image: EncodedImage, recipe: Preprocessing) -> Pixels:
     Raises:
         ExportError: the image cannot be decoded.
     """
+    return _prepared(preprocess, image, recipe)
+
+
+def decoded(image: EncodedImage, recipe: Preprocessing) -> Pixels:
+    """All pixels of one image, uint8 `[H, W, 3]`, upright as the recipe says; otherwise as `to_pixels`."""
+    return _prepared(decode, image, recipe)
+
+
+def _prepared(how: Callable[[bytes, Preprocessing, int], Pixels], image: EncodedImage, recipe: Preprocessing) -> Pixels:
     try:
-        return preprocess(image.encoded, recipe, MAX_PIXELS)
+        return how(image.encoded, recipe, MAX_PIXELS)
     except ServiceError as error:
         raise ExportError(f"{image.name or 'an image'} cannot be used, remove it from the folder: {error}") from error
 

@@ -11,7 +11,7 @@ from service.artifact import Preprocessing, first_problem
 _IMAGENET: dict[str, Any] = {"crop": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # imagenet-*: torchvision's IMAGENET1K_V1 and V2 weights, and timm's 224 / 0.95 of its a1 family.
-# cifar10: mean and standard deviation of the training set's pixels.
+# cifar10, cifar100: mean and standard deviation of the training set's pixels.
 # digits: pixels in [-1, 1]; one interpolation for 8×8 scans and for photographs alike.
 PRESETS = {
     "imagenet-v1": Preprocessing(resize=256, interpolation="bilinear", **_IMAGENET),
@@ -23,6 +23,13 @@ PRESETS = {
         interpolation="bilinear",
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": Preprocessing(
+        resize=32,
+        crop=32,
+        interpolation="bilinear",
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
     ),
     "digits": Preprocessing(resize=32, crop=32, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
 }

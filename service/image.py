@@ -76,15 +76,20 @@ def preprocess(encoded: bytes, recipe: Preprocessing, max_pixels: int) -> NDArra
         UndecodableImage: not one of the formats, truncated, or damaged.
         ImageTooLarge: more than `max_pixels`, or a shape that the resize would blow up.
     """
+    return _fit(decode(encoded, recipe, max_pixels), recipe)
+
+
+def decode(encoded: bytes, recipe: Preprocessing, max_pixels: int) -> NDArray[np.uint8]:
+    """The pixels of one image before they are resized, uint8 `[H, W, 3]`, RGB; otherwise as `preprocess`."""
     size = _jpeg_size(encoded)
     if size is not None:
         _refuse_bomb(size, recipe, max_pixels)
         pixels = _decode_jpeg(encoded, recipe)
         if pixels is not None:
-            return _fit(pixels, recipe)
+            return pixels
     image = _open(encoded)
     _refuse_bomb(Size(*image.size), recipe, max_pixels)
-    return _fit(np.asarray(_load(image, recipe)), recipe)
+    return np.asarray(_load(image, recipe))
 
 
 def quick(encoded: bytes, recipe: Preprocessing) -> bool:

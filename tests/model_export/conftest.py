@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from model_export.cli import main
-from model_export.data import write_digits
+from model_export.datasets.digits import write_digits
 from model_export.graph import export, served
 from model_export.presets import PRESETS
 from tests.model_export.networks import trained_like

@@ -17,7 +17,7 @@ from torch import nn
 
 from model_export.checkpoints import Given, read_checkpoint
 from model_export.cli import main
-from model_export.data import load_digits
+from model_export.datasets.digits import load_digits
 from model_export.errors import ExportError
 from model_export.evaluate import labelled_images
 from model_export.evidence import Plan, gather

@@ -1,8 +1,9 @@
-"""Data sets to train on. So far one: scikit-learn's handwritten digits, which ship in a Python package.
+"""scikit-learn's handwritten digits: real data that ship in a Python package.
 
 1,797 scans of 8×8 pixels with 17 grey levels (UCI *Optical Recognition of Handwritten Digits*, CC BY 4.0).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,15 @@ from PIL import Image
 from sklearn import datasets, model_selection
 from torch import Tensor
 
+from model_export.datasets.base import Batch, DataSet, Facts, shuffled
+from model_export.presets import PRESETS
+
 DIGIT_LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS = "digits"
 DIGITS_SIZE = 32
+EPOCHS = 60
 HELD_OUT = 0.2
+HELD_OUT_NAME = "digits, held-out 20 %"
 SPLIT_SEED = 0
 # A caller's digit may be a small scan, a sharp screenshot or a photograph, so training sees all three enlargements.
 ENLARGEMENTS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
@@ -42,13 +48,43 @@ def load_digits() -> Digits:
     return Digits(train_scans, train_targets, test_scans, test_targets)
 
 
+class DigitData(DataSet):
+    """The digits, enlarged to 32×32 and grey in all three channels."""
+
+    def __init__(self) -> None:
+        digits = load_digits()
+        self.facts = Facts(
+            name=DIGITS,
+            held_out_name=HELD_OUT_NAME,
+            labels=DIGIT_LABELS,
+            preprocessing=PRESETS["digits"],
+            epochs=EPOCHS,
+            training_images=len(digits.train_scans),
+            held_out_images=len(digits.test_scans),
+        )
+        self._enlarged = [enlarge(digits.train_scans, each) for each in ENLARGEMENTS]
+        self._targets = torch.from_numpy(digits.train_targets)
+        self._held_out = Batch(enlarge(digits.test_scans, ENLARGEMENTS[0]), torch.from_numpy(digits.test_targets))
+
+    def training(self, size: int) -> Iterator[Batch]:
+        """Each batch takes one of the enlargements, and is augmented."""
+        for chosen in shuffled(len(self._targets), size):
+            scans = self._enlarged[int(torch.randint(len(self._enlarged), ()))][chosen]
+            yield Batch(self.normalise(augment(scans.unsqueeze(1).float() / 255)), self._targets[chosen])
+
+    def held_out(self, size: int) -> Iterator[Batch]:
+        """Enlarged as the service enlarges them."""
+        for scans, targets in zip(*(torch.split(each, size) for each in self._held_out), strict=True):
+            yield Batch(self.normalise(scans.unsqueeze(1).float() / 255), targets)
+
+
 def write_digits(folder: Path) -> tuple[Path, Path]:
     """The scans as PNG files, `<part>/<class index>/<number>.png`: the folders of the training part and the held-out.
 
     Every other training scan is inverted, as half of the images were in training.
     """
     digits = load_digits()
-    training, held_out = folder / "digits, training 80 %", folder / "digits, held-out 20 %"
+    training, held_out = folder / "digits, training 80 %", folder / HELD_OUT_NAME
     for part, scans, targets in (
         (training, digits.train_scans, digits.train_targets),
         (held_out, digits.test_scans, digits.test_targets),

@@ -1,0 +1,23 @@
+"""A command that trains, killed in the middle."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+PATIENCE = 60.0
+
+
+def end_after_an_epoch(command: Sequence[str], folder: Path, how: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Run `resnet-export`, and signal it as soon as the state of a first epoch lies in the folder."""
+    process = subprocess.Popen([sys.executable, "-m", "model_export", *command], stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + PATIENCE
+    while not list(folder.glob("*.training.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=PATIENCE)
+    return subprocess.CompletedProcess(command, process.returncode, stderr=said)
