@@ -27,7 +27,7 @@ test-slow: .venv/dev ## the tests that take minutes
 test-faults: .venv/dev ## overload, hostile input, restarts behind nginx and haproxy: about 20 minutes
 	$(BIN)/pytest -m faults
 
-test-browser: .venv/dev ## the page in a real browser: chromium and chromium-driver from the distribution
+test-browser: .venv/dev .venv/axe ## the page in a real browser: chromium and chromium-driver from the distribution
 	$(BIN)/pytest -m browser -rs
 
 test-docker: .venv/dev ## images and the compose file on a container engine, if there is one: about 10 minutes
@@ -96,4 +96,9 @@ models: .venv/run-$(RUNTIME)
 
 .venv/dev: .venv/run-$(RUNTIME)
 	@$(INSTALL) '.[$(RUNTIME),export,dev]'
+	@touch $@
+
+# axe-core 4.12.1 is one file of this wheel; playwright, which the wheel asks for, is not wanted.
+.venv/axe: Makefile | .venv/dev
+	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $@ axe-playwright-python==0.1.8
 	@touch $@

@@ -60,6 +60,7 @@ export function curl(file, path, withKey, made) {
   });
   const command = element("pre", {}, element("code", {}, line));
   command.tabIndex = 0;
+  command.setAttribute("role", "group");
   command.setAttribute("aria-label", "The curl line");
   const row = element("div", { className: "curl" }, command, button);
   if (made) {

@@ -1,69 +1,18 @@
 """The page in a real browser, over a real server: `make test-browser`."""
 
-import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 
-from tests.system.server import Server, running
+from tests.browser.page import cards, choose, seen_at, until
+from tests.system.server import running
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE = 20.0
-
-
-@pytest.fixture(scope="module")
-def server(digits_models: Path) -> Iterator[Server]:
-    with running(digits_models) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[webdriver.Chrome]:
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("chromium and chromium-driver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("headless=new", "no-sandbox", "use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture
-def page(chromium: webdriver.Chrome, server: Server) -> webdriver.Chrome:
-    chromium.get(server.url)
-    until(lambda: chromium.find_element(By.ID, "stages").find_elements(By.TAG_NAME, "svg"))
-    return chromium
-
-
-def until(met: Callable[[], object]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-
-
-def choose(page: webdriver.Chrome, *paths: Path) -> list[WebElement]:
-    """The cards of the images, once each has its answer; the last one chosen comes first."""
-    page.find_element(By.ID, "image").send_keys("\n".join(map(str, paths)))
-    return cards(page, len(paths))
-
-
-def cards(page: webdriver.Chrome, count: int) -> list[WebElement]:
-    until(lambda: len(page.find_elements(By.CSS_SELECTOR, ".shot .predictions, .shot .problem")) == count)
-    return page.find_elements(By.CSS_SELECTOR, ".shot")
 
 
 def test_of_several_images_each_has_its_answer_and_a_bad_one_fails_alone(
@@ -162,11 +111,9 @@ def test_an_answer_that_comes_after_a_later_ones_is_not_shown(page: webdriver.Ch
 
 @pytest.mark.parametrize("width", [390, 800, 1600])
 def test_nothing_reaches_over_the_side(page: webdriver.Chrome, samples: list[Path], width: int) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    choose(page, samples[0])
-    assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    with seen_at(page, width):
+        choose(page, samples[0])
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 def test_nothing_is_asked_of_another_host_and_the_policy_is_kept(page: webdriver.Chrome, samples: list[Path]) -> None:

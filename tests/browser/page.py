@@ -1,0 +1,54 @@
+"""What a person does on the page and waits for."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+PATIENCE = 20.0
+KEY = "the-key-of-the-guarded-server"
+
+
+def until(met: Callable[[], object]) -> None:
+    """Look again and again, for as long as a person would."""
+    give_up = time.monotonic() + PATIENCE
+    while not met():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def opened(chromium: webdriver.Chrome, url: str) -> webdriver.Chrome:
+    """The page of a server, once it shows what is served."""
+    chromium.get(url)
+    until(lambda: chromium.find_element(By.ID, "stages").find_elements(By.TAG_NAME, "svg"))
+    return chromium
+
+
+def choose(page: webdriver.Chrome, *paths: Path) -> list[WebElement]:
+    """The cards of the images, once each has its answer; the last one chosen comes first."""
+    page.find_element(By.ID, "image").send_keys("\n".join(map(str, paths)))
+    return cards(page, len(paths))
+
+
+def cards(page: webdriver.Chrome, count: int) -> list[WebElement]:
+    """All cards, once there are so many with an answer or a refusal."""
+    until(lambda: len(page.find_elements(By.CSS_SELECTOR, ".shot .predictions, .shot .problem")) == count)
+    return page.find_elements(By.CSS_SELECTOR, ".shot")
+
+
+@contextmanager
+def seen_at(page: webdriver.Chrome, width: int, scheme: str = "light") -> Iterator[None]:
+    """The page on a screen of that many CSS pixels, for a person who prefers light or dark."""
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    preference = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", preference)
+    try:
+        yield
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
