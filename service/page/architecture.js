@@ -1,15 +1,16 @@
 // The network as in the paper's figure 3: its stages in the order of the computation, with their shortcuts.
 //
-// Equal blocks that follow each other are drawn once, with their number. A solid arc is an identity, a dotted one
-// changes the dimensions.
+// Equal blocks that follow each other are drawn once, with their number. A dotted arc changes the dimensions; a solid one
+// keeps them, as an identity or, with option C, as a projection.
 
 import { element, find, shape } from "./elements.js";
 
-const BOX = { width: 148, height: 26, gap: 10 };
-const PAD = 12;
+// Six stages fit beside each other on a page of 1280 pixels.
+const BOX = { width: 132, height: 26, gap: 10 };
+const PAD = 1;
 const BLOCK_GAP = 22;
-const ARC = 30;
-const COUNT_WIDTH = 42;
+const ARC = 26;
+const COUNT_WIDTH = 38;
 
 const SHORTCUTS = {
   identity: "an identity shortcut",
@@ -23,6 +24,19 @@ function words({ kind, kernel, channels, stride }) {
   if (kind === "max_pool") return `${kernel}×${kernel} max pool${halving}`;
   if (kind === "avg_pool") return "global avg pool";
   return `fc, ${channels}`;
+}
+
+// The card folds equal blocks, and with option C the first of them may widen what the others keep.
+function unfolded(blocks, entering) {
+  let channels = entering;
+  return blocks.flatMap((block) => {
+    const halves = block.layers.some(({ stride }) => stride > 1);
+    const leaving = block.layers.at(-1).channels;
+    const widens = leaving !== channels;
+    channels = leaving;
+    if (halves || !widens || block.count === 1) return [{ ...block, changes: halves || widens }];
+    return [{ ...block, count: 1, changes: true }, { ...block, count: block.count - 1, changes: false }];
+  });
 }
 
 function described({ name, blocks, output }) {
@@ -39,27 +53,26 @@ function layerBox(layer, top) {
   ];
 }
 
-function arc(shortcut, top, bottom) {
+function arc(changes, top, bottom) {
   const x = PAD + BOX.width / 2;
   const right = PAD + BOX.width + ARC;
   const [from, to] = [top - BLOCK_GAP / 2, bottom + BLOCK_GAP / 2 - 4];
   const bend = 12;
   const path = `M${x} ${from} H${right - bend} Q${right} ${from} ${right} ${from + bend} V${to - bend} Q${right} ${to} ${right - bend} ${to} H${x + 5}`;
-  const changes = shortcut !== "identity";
   return shape("path", { class: changes ? "shortcut changes" : "shortcut", d: path, "marker-end": "url(#arrow)" });
 }
 
-function stageDrawing(stage) {
+function stageDrawing(stage, entering) {
   const drawn = [];
   let y = BLOCK_GAP;
-  for (const { count, layers, shortcut } of stage.blocks) {
+  for (const { count, layers, shortcut, changes } of unfolded(stage.blocks, entering)) {
     const top = y;
     for (const layer of layers) {
       drawn.push(...layerBox(layer, y));
       y += BOX.height + BOX.gap;
     }
     const bottom = y - BOX.gap;
-    if (shortcut) drawn.push(arc(shortcut, top, bottom));
+    if (shortcut) drawn.push(arc(changes, top, bottom));
     if (count > 1) {
       const text = { class: "count", x: PAD + BOX.width + (shortcut ? ARC : 0) + 8, y: (top + bottom) / 2, "dominant-baseline": "central" };
       drawn.push(shape("text", text, `×${count}`));
@@ -79,12 +92,14 @@ function stageDrawing(stage) {
 // The facts of a card, and the drawing where the card has a structure.
 export function showArchitecture(version) {
   const { structure, architecture } = version.card;
-  find("stages").replaceChildren(...(structure?.stages ?? []).map((stage) => {
+  find("stages").replaceChildren(...(structure?.stages ?? []).map((stage, at, stages) => {
     const [channels, height, width] = stage.output;
     return element("li", {},
-      element("h3", {}, stage.name), element("p", {}, `${channels} × ${height} × ${width}`), stageDrawing(stage));
+      element("h3", {}, stage.name), element("p", {}, `${channels} × ${height} × ${width}`),
+      stageDrawing(stage, stages[at - 1]?.output[0]));
   }));
   find("arcs").hidden = !structure?.option;
+  find("kept").textContent = structure?.option === "C" ? "projection" : "identity";
   find("structure").textContent = structure
     ? `${architecture}: ${structure.weight_layers} layers with weights, ${millions(structure.parameters)} parameters, `
       + `${millions(structure.multiply_adds)} multiply-adds${structure.option ? `, shortcuts of option ${structure.option}` : ", no shortcuts"}.`

@@ -47,6 +47,7 @@ def several(digits_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     serve("digits", 2, labels=tuple("0123456789"))
     for name in DRAWN:
         serve(name, 1, architecture=name, structure=structure_of(find_architecture(name), Task(1000, 224, 3)))
+    serve("older", 1, structure=None)
     with running(folder) as started:
         yield started
 
