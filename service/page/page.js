@@ -87,7 +87,10 @@ find("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   setKey(find("key").value);
   await load();
-  if (chosen()) askAgain(question);
+  if (!chosen()) return;
+  find("key").value = "";
+  find("image").focus();
+  askAgain(question);
 });
 
 document.addEventListener("paste", (event) => take(event.clipboardData.files));

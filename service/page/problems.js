@@ -1,6 +1,7 @@
 // Every refusal in words: what happened and what to do, beside the server's own code.
 
 import { element } from "./elements.js";
+import { hasKey } from "./server.js";
 
 const WORDS = {
   unreachable: "The server does not answer. The page goes on asking, and tells when it is back.",
@@ -23,9 +24,11 @@ const WORDS = {
   internal_error: "The server failed on this image; its log has the reason.",
 };
 
+const OTHER_KEY = "The server does not know this key. Enter another one above and try again.";
+
 // A paragraph about a Problem.
 export function inWords(problem) {
-  const words = WORDS[problem.code] ?? "The server refused.";
+  const words = problem.code === "unauthorized" && hasKey() ? OTHER_KEY : WORDS[problem.code] ?? "The server refused.";
   const wait = problem.retryAfter ? ` Try again in ${problem.retryAfter} s.` : "";
   const said = problem.detail ? ` The server says: ${problem.detail}` : "";
   return element("p", { className: "problem" }, `${words}${wait}${said} `, element("code", {}, problem.code));

@@ -1,9 +1,11 @@
 """What a person does on the page and waits for."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -38,6 +40,13 @@ def cards(page: webdriver.Chrome, count: int) -> list[WebElement]:
     """All cards, once there are so many with an answer or a refusal."""
     until(lambda: len(page.find_elements(By.CSS_SELECTOR, ".shot .predictions, .shot .problem")) == count)
     return page.find_elements(By.CSS_SELECTOR, ".shot")
+
+
+def sent(page: webdriver.Chrome) -> list[dict[str, Any]]:
+    """The requests since the last look, as the browser wrote them down."""
+    lines = page.get_log("performance")  # type: ignore[no-untyped-call]
+    messages = [json.loads(line["message"])["message"] for line in lines]
+    return [each["params"]["request"] for each in messages if each["method"] == "Network.requestWillBeSent"]
 
 
 @contextmanager
