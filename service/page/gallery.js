@@ -9,6 +9,8 @@ import { classify, hasKey, Problem } from "./server.js";
 const AT_ONCE = 4;
 const KEPT = 24;
 
+const signed = (number) => number.toFixed(2).replace("-", "−");
+
 const waiting = [];
 let running = 0;
 
@@ -28,6 +30,8 @@ export class Shot {
     this.opacity = 0.5;
     this.asked = 0;
     this.card = element("article", { className: "shot" }, element("h3", {}, file.name), element("p", {}, "Waiting…"));
+    this.card.setAttribute("aria-label", file.name);
+    this.card.tabIndex = -1;
     this.card.shot = this;
   }
 
@@ -64,13 +68,20 @@ export class Shot {
   #show(answer, stages, path, image, recipe) {
     const { predictions, explanation } = answer;
     const [best] = predictions;
-    const title = element("h3", {}, best.label, element("span", { className: "sure" }, percent(best.probability)));
+    const title = element("h3", {}, best.label, " ", element("span", { className: "sure" }, percent(best.probability)));
     const about = element("p", { className: "about" }, `${this.file.name} · ${answer.model} version ${answer.version}`);
     const picture = image ? this.#picture(image, recipe, explanation) : element("div", { className: "picture" });
-    this.card.replaceChildren(picture,
+    this.#fill(picture,
       element("div", { className: "said" }, title, about, bars(predictions), stacked(stages)),
       curl(this.file, path, hasKey(), this.made));
     find("spoken").textContent = `${this.file.name}: ${best.label}, ${percent(best.probability)}`;
+  }
+
+  // A button that was pressed goes with what it was in; who uses the keyboard stays at the card.
+  #fill(...content) {
+    const focused = this.card.contains(document.activeElement);
+    this.card.replaceChildren(...content);
+    if (focused) this.card.focus();
   }
 
   #picture(image, recipe, explanation) {
@@ -82,7 +93,7 @@ export class Shot {
     picture.append(
       element("label", { className: "slider" }, `Evidence for ${label}`, slider),
       element("p", { className: "sum" },
-        `mean of the map ${(logit - bias).toFixed(2)} + bias ${bias.toFixed(2)} = logit ${logit.toFixed(2)}`));
+        `mean of the map ${signed(logit - bias)} + bias ${signed(bias)} = logit ${signed(logit)}`));
     slider.addEventListener("input", () => {
       this.opacity = slider.value / 100;
       show(explanation, this.opacity);
@@ -94,7 +105,7 @@ export class Shot {
   #refuse(problem, question) {
     const again = element("button", { type: "button" }, "Try again");
     again.addEventListener("click", () => this.ask(question));
-    this.card.replaceChildren(element("h3", {}, this.file.name), inWords(problem), again);
+    this.#fill(element("h3", {}, this.file.name), inWords(problem), again);
     find("spoken").textContent = `${this.file.name}: ${problem.detail}`;
     if (problem.code === "unauthorized") find("key-form").hidden = false;
   }
@@ -116,4 +127,5 @@ export function askAgain(question) {
 export function clear() {
   find("gallery").replaceChildren();
   find("answers").hidden = true;
+  find("image").focus();
 }
