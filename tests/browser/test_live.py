@@ -1,0 +1,87 @@
+"""The live figures, beside those that are calculated here from the very texts of /metrics that the page was given."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from tests.browser.page import until
+from tests.system.server import Server
+
+pytestmark = pytest.mark.browser
+
+# Each time the figures change: what is shown, and the two texts that it was made of with their times.
+WATCH = """
+    const looks = [];
+    window.shown = [];
+    const real = window.fetch;
+    window.fetch = async (path, options) => {
+        const at = performance.now();
+        const response = await real(path, options);
+        if (path === "/metrics") looks.push({ at, text: await response.clone().text() });
+        return response;
+    };
+    document.addEventListener("DOMContentLoaded", () => {
+        const figures = ["rate", "p50", "p99", "batch"].map((id) => document.getElementById(id));
+        new MutationObserver(() => {
+            window.shown.push({ figures: figures.map((each) => each.textContent), looks: looks.slice(-2) });
+        }).observe(figures[0], { childList: true });
+    });
+"""
+
+
+def series(text: str) -> dict[str, dict[float, float]]:
+    """Samples by name and upper bound; all other labels summed over."""
+    found: dict[str, dict[float, float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            bounds = found.setdefault(sample.name, {})
+            bound = float(sample.labels.get("le", "inf"))
+            bounds[bound] = bounds.get(bound, 0) + sample.value
+    return found
+
+
+def calculated(earlier: dict[str, Any], later: dict[str, Any]) -> list[str]:
+    """Requests a second, p50 and p99 in ms, the mean batch; as text with the digits that the page gives."""
+    before, after = series(earlier["text"]), series(later["text"])
+
+    def gained(name: str) -> float:
+        return after.get(name, {}).get(float("inf"), 0) - before.get(name, {}).get(float("inf"), 0)
+
+    rate = gained("classify_requests_total") / (later["at"] - earlier["at"]) * 1000
+    shown = [f"{rate:.{1 if rate < 10 else 0}f}"]
+    name = "classify_request_seconds_bucket"
+    bounds = [0.0, *sorted(after[name])[:-1]]
+    counts = [0.0, *(after[name][each] - before[name][each] for each in bounds[1:])]
+    for share in (0.5, 0.99):
+        seconds = np.interp(share * gained("classify_request_seconds_count"), counts, bounds)
+        shown.append(f"{seconds * 1000:.1f} ms")
+    return [*shown, f"{gained('classify_batch_size_sum') / gained('classify_batch_size_count'):.1f}"]
+
+
+def test_the_figures_are_those_of_the_metrics(chromium: webdriver.Chrome, server: Server, seven: Path) -> None:
+    script = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
+    chromium.get(server.url)
+    chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+    until(lambda: chromium.execute_script("return window.shown.length"))
+    assert [chromium.find_element(By.ID, each).text for each in ("p50", "p99", "batch")] == ["–"] * 3
+    with ThreadPoolExecutor(8) as pool, httpx2.Client() as client:
+        ask = [
+            pool.submit(
+                client.post, f"{server.url}/classify", content=seven.read_bytes(), headers={"content-type": "image/png"}
+            )
+            for _ in range(60)
+        ]
+        assert {each.result().status_code for each in ask} == {200}
+    at = chromium.execute_script("return performance.now()")
+    until(lambda: chromium.execute_script("return window.shown.some((each) => each.looks[1].at > arguments[0])", at))
+    busy = [each for each in chromium.execute_script("return window.shown") if "–" not in each["figures"]]
+    assert busy
+    for each in busy:
+        assert each["figures"] == calculated(*each["looks"])
