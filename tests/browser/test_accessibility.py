@@ -1,6 +1,7 @@
-"""What axe-core finds in the page, in light and dark, on a phone and on a desk; and the page without a pointer."""
+"""What axe-core finds in the page, in light and dark, narrow and wide; and the colours that it cannot judge."""
 
 import itertools
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def findings(page: webdriver.Chrome, axe: str) -> list[str]:
     return found
 
 
+def luminance(page: webdriver.Chrome, selector: str, what: str) -> float:
+    """The relative luminance of an element's colour, as WCAG 2 defines it."""
+    read = "return getComputedStyle(document.querySelector(arguments[0])).getPropertyValue(arguments[1])"
+    red, green, blue = (int(each) / 255 for each in re.findall(r"\d+", page.execute_script(read, selector, what))[:3])
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
 def test_axe_finds_nothing_on_the_fresh_page(page: webdriver.Chrome, axe: str) -> None:
     assert findings(page, axe) == []
 
@@ -77,3 +90,29 @@ def test_axe_finds_nothing_in_the_camera(page: webdriver.Chrome, axe: str) -> No
     page.find_element(By.ID, "open-camera").click()
     until(lambda: page.execute_script("return document.getElementById('viewfinder').videoWidth"))
     assert findings(page, axe) == []
+
+
+def test_dark_is_dark_and_light_is_light(page: webdriver.Chrome) -> None:
+    found = {}
+    for scheme in ("light", "dark"):
+        with seen_at(page, 1280, scheme):
+            surfaces = [luminance(page, each, "background-color") for each in ("body", "#try", "#model")]
+            inks = [luminance(page, each, "color") for each in ("body", "#try", "#model")]
+            found[scheme] = (surfaces, inks)
+    assert min(found["light"][0]) > 0.8
+    assert max(found["light"][1]) < 0.1
+    assert max(found["dark"][0]) < 0.05
+    assert min(found["dark"][1]) > 0.7
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_drawing_and_the_edges_of_controls_stand_out(page: webdriver.Chrome, scheme: str) -> None:
+    with seen_at(page, 1280, scheme):
+        text = luminance(page, "#stages text", "fill")
+        for box in ("#stages rect.conv", "#stages rect.fc", "#stages rect.avg_pool"):
+            assert contrast(text, luminance(page, box, "fill")) >= 4.5
+        panel = luminance(page, "#architecture", "background-color")
+        for line in ("#stages path.shortcut", "#stages rect.conv", "#stages .flow"):
+            assert contrast(panel, luminance(page, line, "stroke")) >= 3
+        for control in ("#model", "#drop", "#paper", "#clear-paper"):
+            assert contrast(panel, luminance(page, control, "border-top-color")) >= 3
