@@ -11,6 +11,8 @@ import { inWords } from "./problems.js";
 import { phase, Problem, readyVersions, setKey } from "./server.js";
 
 const POLL_MS = 2000;
+// What is served changes seldom: it is asked for with every third look at the state.
+const LOOKS = 3;
 const PHASES = {
   ready: "Ready",
   draining: "Shutting down",
@@ -51,11 +53,17 @@ function showChosen() {
   showArchitecture(version);
 }
 
+let served = "";
+
 async function load() {
   try {
-    offer(await readyVersions());
+    const found = await readyVersions();
     find("key-form").hidden = true;
     find("problem").replaceChildren();
+    const text = JSON.stringify(found);
+    if (text === served) return;
+    served = text;
+    offer(found);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     find("key-form").hidden = error.code !== "unauthorized";
@@ -65,16 +73,21 @@ async function load() {
 }
 
 let last = "";
+let looks = 0;
 
-// The state of the server; what it serves is read again whenever it has become ready.
+// The state of the server; what it serves is read again when it has become ready, and now and then, as models come and go.
+// Who is asked for a key is not told so anew.
 async function watch() {
   const now = await phase();
-  if (now !== last) {
+  const changed = now !== last;
+  if (changed) {
     find("state").textContent = PHASES[now] ?? `Loading: ${now}`;
     find("state").className = now;
     last = now;
-    if (now === "ready") await load();
   }
+  looks += 1;
+  const due = changed || (looks % LOOKS === 0 && find("key-form").hidden);
+  if (now === "ready" && due) await load();
   setTimeout(watch, POLL_MS);
 }
 

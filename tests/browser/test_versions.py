@@ -1,8 +1,10 @@
 """Which model and version is asked is what the person chose: in the request, in the answer and in the line for curl."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
+import httpx2
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -10,9 +12,11 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
 from tests.browser.page import cards, choose, opened, until
-from tests.system.server import Server
+from tests.system.server import Server, running
 
 pytestmark = pytest.mark.browser
+
+OFFERED = "return [...document.getElementById('version').options].map((each) => each.value)"
 
 
 @pytest.fixture
@@ -35,9 +39,9 @@ def line(card: WebElement) -> str:
 
 
 def test_the_highest_version_is_offered_first(page: webdriver.Chrome) -> None:
-    assert [each.text for each in choice(page, "version").options] == ["2", "1"]
+    assert page.execute_script(OFFERED) == ["2", "1"]
     choice(page, "model").select_by_value("resnet50")
-    assert [each.text for each in choice(page, "version").options] == ["1"]
+    assert page.execute_script(OFFERED) == ["1"]
 
 
 def test_the_chosen_version_is_the_one_that_answers(page: webdriver.Chrome, several: Server, seven: Path) -> None:
@@ -73,3 +77,19 @@ def test_another_model_is_asked_and_described(page: webdriver.Chrome, several: S
     assert "plain34 version 1" in card.text
     assert "model=plain34" in line(card)
     assert answered(several, "plain34", 1) == before + 1
+
+
+def test_a_version_that_comes_later_is_offered_to_the_open_page(
+    chromium: webdriver.Chrome, digits_model: Path, tmp_path: Path
+) -> None:
+    versions = [tmp_path / "digits" / each / "model.onnx" for each in ("1", "2")]
+    for each in versions:
+        each.parent.mkdir(parents=True)
+    shutil.copy(digits_model, versions[0])
+    with running(tmp_path, "--model-control", "explicit") as server:
+        page = opened(chromium, server.url)
+        assert page.execute_script(OFFERED) == ["1"]
+        shutil.copy(digits_model, versions[1])
+        httpx2.post(f"{server.url}/v2/repository/models/digits/load", timeout=30).raise_for_status()
+        until(lambda: page.execute_script(OFFERED) == ["2", "1"])
+        assert page.find_element(By.ID, "version").get_property("value") == "1", "the choice is the person's"
