@@ -6,6 +6,7 @@ import { hasKey } from "./server.js";
 const WORDS = {
   unreachable: "The server does not answer. The page goes on asking, and tells when it is back.",
   nothing_served: "No model is in service here. Wait until one is, and try again.",
+  unreadable_file: "This is a folder, or a file that changed after it was chosen. Choose an image once more.",
   undecodable_image: "This is not a whole JPEG, PNG, WebP or GIF image. Choose another file.",
   empty_body: "The file is empty. Choose another one.",
   unauthorized: "The server asks for a key. Enter yours above and try again.",

@@ -47,8 +47,18 @@ export async function readyVersions() {
     .sort((one, other) => other.version - one.version));
 }
 
+// To fetch, a folder or a file that changed after it was chosen looks like a server that is gone.
+async function requireReadable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Problem({ status: 0, code: "unreadable_file", detail: "" });
+  }
+}
+
 // One image (a File) for one version: the answer, and the stages of Server-Timing in milliseconds.
 export async function classify(file, path) {
+  await requireReadable(file);
   const headers = { "Content-Type": file.type || "application/octet-stream" };
   const response = await ask(path, { method: "POST", body: file, headers });
   return { answer: await response.json(), stages: timing(response.headers.get("Server-Timing") ?? "") };

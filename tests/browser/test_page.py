@@ -26,10 +26,13 @@ def test_of_several_images_each_has_its_answer_and_a_bad_one_fails_alone(
     assert "Choose another file" in broken.text
 
 
-def test_the_curl_line_gives_the_same_answer(page: webdriver.Chrome, seven: Path) -> None:
-    (card,) = choose(page, seven)
+@pytest.mark.parametrize("name", ["seven.png", """it's "7"; $(touch 7), `7` \\7.png"""])
+def test_the_curl_line_gives_the_same_answer(page: webdriver.Chrome, seven: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(seven.read_bytes())
+    (card,) = choose(page, path)
     line = card.find_element(By.CSS_SELECTOR, ".curl code").text
-    done = subprocess.run(line, shell=True, cwd=seven.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert '"label":"seven"' in done.stdout.replace(" ", "")
     assert "explanation" in done.stdout
 

@@ -36,6 +36,16 @@ def heading(card: WebElement) -> str:
     return card.find_element(By.TAG_NAME, "h3").text
 
 
+def drop(page: webdriver.Chrome, *paths: Path) -> None:
+    """Drag them over the page, as from a folder's window, and let go."""
+    place = page.find_element(By.ID, "state").location
+    data = {"items": [], "files": [str(each) for each in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver"):
+        page.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+    assert page.find_element(By.CSS_SELECTOR, "#drop.over")
+    page.execute_cdp_cmd("Input.dispatchDragEvent", {"type": "drop", **place, "data": data})
+
+
 def tab_to(page: webdriver.Chrome, what: str) -> None:
     """Press the tabulator until the focus is there, and visible all the way."""
     for _ in range(30):
@@ -56,17 +66,27 @@ def test_a_pasted_image_is_classified(page: webdriver.Chrome, seven: Path) -> No
 
 
 def test_dropped_files_are_classified(page: webdriver.Chrome, seven: Path, samples: list[Path]) -> None:
-    one = next(each for each in samples if each.stem == "one")
-    place = page.find_element(By.ID, "state").location
-    files = {"items": [], "files": [str(seven), str(one)], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver"):
-        page.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, **place, "data": files})
-    assert page.find_element(By.CSS_SELECTOR, "#drop.over")
-    page.execute_cdp_cmd("Input.dispatchDragEvent", {"type": "drop", **place, "data": files})
+    drop(page, seven, next(each for each in samples if each.stem == "one"))
     found = {heading(card).split()[0] for card in cards(page, 2)}
     assert found == {"seven", "one"}
     assert not page.find_elements(By.CSS_SELECTOR, "#drop.over")
     assert page.title == "resnet-service", "the browser opened the file instead"
+
+
+def test_a_folder_that_is_dropped_is_told_from_a_server_that_is_gone(page: webdriver.Chrome, tmp_path: Path) -> None:
+    drop(page, tmp_path)
+    (card,) = cards(page, 1)
+    assert "This is a folder" in card.text
+    assert "unreadable_file" in card.text
+
+
+def test_a_file_that_changed_since_is_to_be_chosen_anew(page: webdriver.Chrome, seven: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.png"
+    path.write_bytes(seven.read_bytes())
+    (card,) = choose(page, path)
+    path.write_bytes(b"something else")
+    page.find_element(By.ID, "explain").click()
+    until(lambda: "a file that changed" in card.text)
 
 
 def test_the_keyboard_opens_the_choice_of_files(page: webdriver.Chrome) -> None:
