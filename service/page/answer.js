@@ -1,6 +1,6 @@
 // One answer as elements: labels as bars, the stages of the request, the curl line that repeats it.
 
-import { element, percent } from "./elements.js";
+import { element, find, percent } from "./elements.js";
 
 const STAGES = ["decode", "queue", "inference", "respond"];
 
@@ -48,14 +48,25 @@ function saved(file) {
   URL.revokeObjectURL(href);
 }
 
+// Without HTTPS a page has no clipboard: the line is then selected, for the person to copy.
+async function copied(line, command) {
+  try {
+    await navigator.clipboard.writeText(line);
+    return true;
+  } catch {
+    getSelection().selectAllChildren(command);
+    return false;
+  }
+}
+
 // The line with a button that copies it, and the image itself where it is on nobody's disk.
 export function curl(file, path, withKey, made) {
   const line = curlLine(file.name, path, withKey);
   const button = element("button", { type: "button", className: "quiet" }, "Copy");
   button.setAttribute("aria-label", "Copy the curl line");
   button.addEventListener("click", async () => {
-    await navigator.clipboard?.writeText(line);
-    button.textContent = "Copied";
+    button.textContent = await copied(line, command) ? "Copied" : "Selected";
+    find("spoken").textContent = button.textContent;
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
   const command = element("pre", {}, element("code", {}, line));

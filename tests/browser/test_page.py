@@ -37,6 +37,20 @@ def test_the_curl_line_gives_the_same_answer(page: webdriver.Chrome, seven: Path
     assert "explanation" in done.stdout
 
 
+def test_the_curl_line_is_copied_or_at_least_selected(page: webdriver.Chrome, seven: Path) -> None:
+    page.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]})
+    (card,) = choose(page, seven)
+    line = card.find_element(By.CSS_SELECTOR, ".curl code").text
+    button = card.find_element(By.CSS_SELECTOR, ".curl button")
+    button.click()
+    until(lambda: button.text == "Copied")
+    assert page.execute_script("return navigator.clipboard.readText()") == line
+    page.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as without HTTPS
+    button.click()
+    until(lambda: button.text == "Selected")
+    assert page.execute_script("return getSelection().toString()") == line
+
+
 def test_the_slider_blends_the_evidence_over_the_image(page: webdriver.Chrome, samples: list[Path]) -> None:
     (card,) = choose(page, samples[0])
     picture = "return arguments[0].querySelector('canvas').toDataURL()"
