@@ -77,16 +77,21 @@ def number(figure: str) -> Any:
     return pytest.approx(float(digits), abs=0.51 * 10 ** -len(digits.partition(".")[2]))
 
 
+def classify(server: Server, path: Path, times: int, at_once: int) -> None:
+    image = path.read_bytes()
+    with ThreadPoolExecutor(at_once) as pool, httpx2.Client(base_url=server.url) as client:
+        asked = [pool.submit(client.post, "/classify", content=image, headers=PNG) for _ in range(times)]
+        assert {each.result().status_code for each in asked} == {200}
+
+
 def test_the_figures_are_those_of_the_metrics(chromium: webdriver.Chrome, server: Server, seven: Path) -> None:
+    classify(server, seven, 40, at_once=1)  # before the first look, so that no figure is to count them
     script = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
     chromium.get(server.url)
     chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
     until(lambda: chromium.execute_script("return window.shown.length"))
     assert [chromium.find_element(By.ID, each).text for each in ("p50", "p99", "batch")] == ["–"] * 3
-    image = seven.read_bytes()
-    with ThreadPoolExecutor(8) as pool, httpx2.Client(base_url=server.url) as client:
-        asked = [pool.submit(client.post, "/classify", content=image, headers=PNG) for _ in range(60)]
-        assert {each.result().status_code for each in asked} == {200}
+    classify(server, seven, 60, at_once=8)
     at = chromium.execute_script("return performance.now()")
     until(lambda: chromium.execute_script("return window.shown.some((each) => each.looks[1].at > arguments[0])", at))
     busy = [each for each in chromium.execute_script("return window.shown") if "–" not in each["figures"]]
