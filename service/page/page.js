@@ -45,7 +45,7 @@ function takeDrawing(file) {
 
 function showChosen() {
   const version = chosen();
-  for (const id of ["about", "architecture"]) find(id).hidden = !version;
+  for (const id of ["choices", "about", "architecture"]) find(id).hidden = !version;
   if (!version) return;
   find("explain").disabled = !version.explains;
   find("draw").hidden = !areDigits(version.card.labels);

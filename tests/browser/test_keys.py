@@ -38,7 +38,8 @@ def test_without_a_key_the_page_says_what_is_asked_for(page: webdriver.Chrome) -
     problem = page.find_element(By.ID, "problem").text
     assert "asks for a key. Enter yours above" in problem
     assert "unauthorized" in problem
-    assert not page.find_element(By.ID, "architecture").is_displayed()
+    for empty in ("choices", "about", "architecture"):
+        assert not page.find_element(By.ID, empty).is_displayed()
 
 
 def test_a_wrong_key_is_told_from_none(page: webdriver.Chrome) -> None:
@@ -64,7 +65,7 @@ def test_with_the_key_images_are_classified(page: webdriver.Chrome, seven: Path)
     assert card.find_element(By.TAG_NAME, "h3").text.startswith("seven")
 
 
-def test_the_key_is_in_no_address_and_kept_nowhere(page: webdriver.Chrome, guarded: Server, seven: Path) -> None:
+def test_the_key_is_in_no_address_and_kept_nowhere(page: webdriver.Chrome, seven: Path) -> None:
     sent(page)
     choose(entered(page), seven)
     requests = sent(page)
