@@ -144,7 +144,7 @@ class _Step(NamedTuple):
 
 def _step(training: Training, batch: Batch) -> _Step:
     device = training.device
-    images, targets = (each.to(device, non_blocking=True) for each in batch)
+    images, targets = (each.to(device) for each in batch)
     with _mixed(device):
         logits = training.network(images)
         loss = nn.functional.cross_entropy(logits, targets)

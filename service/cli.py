@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from service.access import KeyFileError, new_key
 from service.app import create_app
 from service.check import check
-from service.doctor import examine
 from service.loading import RepositoryError
 from service.logs import configure_logging
 from service.memory import use_few_arenas
@@ -61,6 +60,8 @@ def _check(settings: Settings) -> int:
 
 
 def _doctor(settings: Settings) -> int:
+    from service.doctor import examine  # noqa: PLC0415  a start does not wait for what it does not need
+
     failed = 0
     for finding in examine(settings):
         print(finding)

@@ -33,13 +33,17 @@ HAND_OVER_SECONDS = 2e-4
 IN_A_ROW_SECONDS = 5e-3
 # A batch that takes longer holds the device for too long, whatever it brings.
 LONGEST_SECONDS = 0.2
+# The sizes that are tried take so long together, one run each: a start is waited for, and on a CPU batches of a large
+# network bring little.
+SEARCH_SECONDS = 0.25
 # A size may bring little where the next one, with full vectors, brings much: two that do not pay end the search.
 PATIENCE = 2
 # The least of several runs is measured, because other work on the machine only ever adds; long runs vary less.
 ENOUGH_SECONDS = 0.03
 MAX_RUNS = 5
-# An arrangement chosen by a stray slow run would be kept for good.
-MIN_LONE_RUNS = 5
+# An arrangement chosen by a stray slow run would be kept for good; one of three long runs is not slow by accident.
+MIN_LONE_RUNS = 3
+ENOUGH_LONE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, .
     for step, (arrangement, count) in enumerate(lanes.items(), start=1):
         progress(step, len(lanes))
         run(1, arrangement)  # the first run allocates
-        lone[arrangement] = _least_seconds(partial(run, 1, arrangement), runs=MIN_LONE_RUNS)
+        lone[arrangement] = _least_seconds(partial(run, 1, arrangement), 0.0, MIN_LONE_RUNS, ENOUGH_LONE_SECONDS)
         tables[arrangement] = _table(run, arrangement, count, sizes, lone[arrangement])
     rates = {
         arrangement: BESIDE_DECODING[arrangement] * max(cost.images_per_second for cost in table)
@@ -127,7 +131,7 @@ def _table(
     with ThreadPoolExecutor(lanes, thread_name_prefix="warm-up") as pool:
         for size in sizes:
             expected = table[-1].seconds * size / table[-1].size if table else lone
-            if table and (expected > LONGEST_SECONDS or not any(each.used for each in table[-PATIENCE:])):
+            if table and not _worth_trying(table, expected):
                 break
             if lanes == size == 1:
                 seconds = lone
@@ -142,6 +146,13 @@ def _table(
     return tuple(table)
 
 
+def _worth_trying(table: list[Cost], expected: float) -> bool:
+    """Whether a next size that is expected to take so many seconds may still pay, in no more time than there is."""
+    spent = sum(each.seconds for each in table)
+    paid = any(each.used for each in table[-PATIENCE:])
+    return paid and expected <= LONGEST_SECONDS and spent + expected <= SEARCH_SECONDS
+
+
 def _on_every_lane(pool: Executor, work: Callable[[], None], lanes: int) -> None:
     wait_for = [pool.submit(work) for _ in range(lanes)]
     for done in wait_for:
@@ -153,7 +164,9 @@ def _repeat(run: RunBlank, size: int, arrangement: Arrangement, times: int) -> N
         run(size, arrangement)
 
 
-def _least_seconds(work: Callable[[], object], expected: float = 0.0, runs: int = 1) -> float:
+def _least_seconds(
+    work: Callable[[], object], expected: float = 0.0, runs: int = 1, enough: float = ENOUGH_SECONDS
+) -> float:
     """The least of a few runs, `runs` at least; more where they are slower than expected: they allocated, or waited."""
     least = float("inf")
     total = 0.0
@@ -163,6 +176,6 @@ def _least_seconds(work: Callable[[], object], expected: float = 0.0, runs: int 
         seconds = time.perf_counter() - started
         least = min(least, seconds)
         total += seconds
-        if number >= runs and total > ENOUGH_SECONDS and least <= 1.5 * (expected or least):
+        if number >= runs and total > enough and least <= 1.5 * (expected or least):
             break
     return least

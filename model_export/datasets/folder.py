@@ -49,9 +49,9 @@ def open_folder(folder: Path, input_size: int, *, flip: bool) -> DataSet:
     else:
         labels = _labels(folder)
         training, held_out = _split(labelled_images(folder, labels), labels)
-        held_out_name = f"{folder.resolve().name}, held-out {HELD_OUT:.0%}"
+        held_out_name = f"{folder.resolve().name}, held-out {HELD_OUT * 100:.0f} %"
     facts = Facts(
-        name=folder.resolve().name,
+        name=f"folder {folder.resolve().name}",
         held_out_name=held_out_name,
         labels=labels,
         preprocessing=_preprocessing(input_size),

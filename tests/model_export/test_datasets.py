@@ -174,7 +174,7 @@ def test_a_folder_holds_out_a_fifth_of_each_class_prepared_as_it_will_be_served(
     folder = write_images(tmp_path / "pets", {"dog": 10, "cat": 5, "eel": 2})
     data = open_data(f"folder:{folder}", input_size)
     assert data.facts.labels == ("cat", "dog", "eel")
-    assert data.facts.held_out_name == "pets, held-out 20%"
+    assert data.facts.held_out_name == "pets, held-out 20 %"
     (batch,) = data.held_out(10)
     assert sorted(batch.targets.tolist()) == [0, 1, 1, 2]
     again = next(iter(open_data(f"folder:{folder}", input_size).held_out(10)))

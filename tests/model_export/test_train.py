@@ -158,20 +158,25 @@ def test_networks_of_every_family_train_and_only_110_layers_warm_up(
     assert settings["warm_up"] == warm
 
 
-def test_a_network_trained_on_a_folder_converts_with_its_labels(tmp_path: Path) -> None:
+def test_a_network_trained_on_a_folder_converts_with_its_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for label, shade in (("bright", 220), ("dark", 30)):
-        (tmp_path / "photographs" / label).mkdir(parents=True)
+        (tmp_path / "digits" / label).mkdir(parents=True)
         for number in range(5):
-            Image.new("RGB", (300, 260), (shade + number,) * 3).save(tmp_path / "photographs" / label / f"{number}.jpg")
+            Image.new("RGB", (300, 260), (shade + number,) * 3).save(tmp_path / "digits" / label / f"{number}.jpg")
     out = tmp_path / "net.safetensors"
-    command = ["train", "--arch", "resnet8", "--data", f"folder:{tmp_path / 'photographs'}", "--epochs", "1"]
+    command = ["train", "--arch", "resnet8", "--data", f"folder:{tmp_path / 'digits'}", "--epochs", "1"]
     assert main([*command, "--out", str(out)]) == 0
     assert main(["convert", str(out), "--name", "shades", "--out", str(tmp_path / "models")]) == 0
     card = card_of(tmp_path / "models" / "shades" / "1" / "model.onnx")
     assert card.labels == ("bright", "dark")
     assert card.preprocessing.crop == 32
     assert card.accuracy is not None
-    assert (card.accuracy.data, card.accuracy.images) == ("photographs, held-out 20%", 2)
+    assert (card.accuracy.data, card.accuracy.images) == ("digits, held-out 20 %", 2)
+    # A folder of this name is not the data set of this name, which int8 would calibrate on.
+    assert main(["convert", str(out), "--name", "small", "--precision", "int8", "--out", str(tmp_path / "models")]) == 1
+    assert "int8 needs --calibration" in capsys.readouterr().err
 
 
 def test_cifar_checkpoints_carry_labels_preprocessing_and_recipe(cifar: str, tmp_path: Path) -> None:

@@ -33,9 +33,15 @@ def test_a_second_copy_of_the_weights_needs_a_reason() -> None:
 
 
 def test_sizes_that_do_not_pay_are_dropped() -> None:
-    costs = measured(lambda size, _: 0.02 if size <= 2 else 0.01 * size)
+    costs = measured(lambda size, _: 0.02 if size <= 2 else 0.012 * size)
     assert costs.sizes == (1, 2)
     assert [cost.size for cost in costs.table] == [1, 2, 4, 8]
+
+
+def test_the_search_among_large_batches_is_bounded() -> None:
+    costs = measured(lambda size, _: 0.05 * size, sizes=(1, 2, 4, 8, 16, 32))
+    assert [cost.size for cost in costs.table] == [1, 2], "of these two 0.15 s, and the next alone takes 0.2"
+    assert costs.sizes == (1,)
 
 
 def test_every_lane_is_busy_while_a_size_is_timed() -> None:
