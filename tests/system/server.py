@@ -37,6 +37,10 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
 
+    def tracebacks(self) -> list[str]:
+        """The lines of its log that have one."""
+        return [line for line in self.log.read_text().splitlines() if "Traceback" in line]
+
     def resident_bytes(self) -> int:
         """Resident memory now."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
