@@ -58,6 +58,8 @@ class GrpcServer:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_about_the_server)
+
         from service.grpc_calls import SERVICE, Calls
         from service.inference_grpc import InferenceService
 
@@ -88,6 +90,14 @@ class GrpcServer:
         self._calls.closing = True
         await asyncio.sleep(LAST_CALLS_SECONDS)
         await self._server.stop(grace)
+
+
+def _is_about_the_server(record: logging.LogRecord) -> bool:
+    """Whether what gRPC logs is no answer that failed because its caller went away while it was sent."""
+    import grpc
+
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, grpc.aio.InternalError)
 
 
 def _credentials(key: Path, chain: Path) -> Any:
