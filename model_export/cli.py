@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_export.datasets import FORMS, is_known
 from model_export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 SOURCES = "a checkpoint file or folder, builtin:digits, torchvision:NAME[@WEIGHTS], hf:OWNER/NAME or timm:MODEL.TAG"
 DEVICES = ("auto", "cpu", "cuda")
-DATA = "digits, cifar10:DIR, cifar100:DIR, or folder:DIR with a sub-folder a class"
 MISSING = "the exporter needs torch and onnxruntime: pip install 'resnet-service[cpu,export]'"
 
 
@@ -275,7 +275,7 @@ def _add_train(commands: "Commands") -> None:
     command = commands.add_parser("train", help="train a checkpoint that convert takes")
     command.set_defaults(run=_train)
     command.add_argument("--arch", required=True, help="architecture")
-    command.add_argument("--data", required=True, type=_data, help=DATA)
+    command.add_argument("--data", required=True, type=_data, help=FORMS)
     command.add_argument("--out", required=True, type=Path, metavar="FILE", help="safetensors file to write")
     command.add_argument("--log", type=Path, metavar="FILE", help="JSON lines, one an epoch (OUT with .jsonl)")
     command.add_argument("--epochs", type=_positive, help="passes over the data (digits 60, CIFAR 164, folder 120)")
@@ -310,7 +310,7 @@ def _add_study(commands: "Commands") -> None:
     command = commands.add_parser("study", help="plain against residual networks as depth grows: the paper's figure 6")
     command.set_defaults(run=_study)
     command.add_argument("--depths", type=_depths, default=(20, 56), help="6n + 2, by commas (20,56)")
-    command.add_argument("--data", type=_data, default="digits", help=f"{DATA} (digits)")
+    command.add_argument("--data", type=_data, default="digits", help=f"{FORMS} (digits)")
     command.add_argument("--epochs", type=_positive, default=12, help="passes over the data (12)")
     command.add_argument("--seeds", type=_positive, default=1, help="runs of each network (1)")
     command.add_argument(
@@ -351,9 +351,8 @@ def _add_describe(commands: "Commands") -> None:
 
 
 def _data(text: str) -> str:
-    kind, _, place = text.partition(":")
-    if text != "digits" and not (kind in ("cifar10", "cifar100", "folder") and place):
-        raise argparse.ArgumentTypeError(f"give {DATA}")
+    if not is_known(text):
+        raise argparse.ArgumentTypeError(f"give {FORMS}")
     return text
 
 
