@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from service.errors import Forbidden, RateLimited, Unauthorized
+from service.errors import Forbidden, RateLimited, StartError, Unauthorized
 from service.watched import Watched
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ KEY_BYTES = 32
 _LINE = re.compile(rf"(?P<name>\S{{1,64}})\s+(?P<scopes>[a-z,]+)\s+{PREFIX}(?P<digest>[0-9a-fA-F]{{64}})")
 
 
-class KeyFileError(Exception):
+class KeyFileError(StartError):
     """The file of keys cannot be used. The message is one line that says where and why."""
 
 

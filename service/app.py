@@ -6,7 +6,6 @@ import shlex
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
@@ -27,13 +26,13 @@ from service.lifecycle import Lifecycle
 from service.memory import settle
 from service.metrics import Metrics
 from service.middleware import ExchangeMiddleware
+from service.opening import Opener, opener_for
 from service.pipeline import Pipeline
 from service.repository import Repository
 from service.routes import classify, health, inference_v2, models, page
 from service.routes.dependencies import Parts, authorised
 from service.routes.problems import on_http_error, on_invalid_request, on_service_error
 from service.routes.short_way import ShortWay
-from service.runtime import OpenBackend, open_onnx
 from service.settings import Settings
 from service.shadow import Shadow
 from service.splits import parse_splits
@@ -45,15 +44,14 @@ log = logging.getLogger(__name__)
 DESCRIPTION = "A trained ResNet behind HTTP. `POST /classify` takes an image and answers with labels."
 
 
-def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAPI:
+def create_app(settings: Settings, opener: Opener | None = None) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         settings: built once by the caller.
-        backend: opens a model file; onnxruntime on `settings.device` when absent.
+        opener: opens the models; as the settings say when absent.
     """
     threads = settings.threads or available_cpus()
-    open_backend = backend or partial(open_onnx, device=settings.device, threads=threads, spread=True)
     lifecycle, metrics = Lifecycle(), Metrics(CollectorRegistry())
     metrics.watch_readiness(lambda: lifecycle.ready)
     cache = Cache(settings.cache_bytes, metrics) if settings.cache_bytes else None
@@ -66,7 +64,7 @@ def create_app(settings: Settings, backend: OpenBackend | None = None) -> FastAP
         settings.device_timeout_ms / 1000,
     )
     tracing = Tracing(settings.otlp_endpoint, settings.trace_sample) if settings.otlp_endpoint else None
-    control = Control(settings, open_backend, repository, lifecycle)
+    control = Control(settings, opener or opener_for(settings), repository, lifecycle)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     pipeline = Pipeline(pool, settings.max_image_pixels, metrics, cache, Shadow(metrics))
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
-from service.cpus import available_cpus
-from service.loading import LoadedModel, Location, describe_failure, discover, load
-from service.runtime import open_onnx
+from service.folder import Location, discover
+from service.loading import LoadedModel, describe_failure, load
+from service.opening import opener_for
 from service.settings import Settings
-from service.signatures import Signers
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,10 @@ def check(settings: Settings) -> Iterator[Verdict]:
         RepositoryError: there is none.
         SignersError: the trusted signers cannot be read.
     """
-    signers = Signers(settings.model_signers) if settings.model_signers else None
-    open_backend = partial(open_onnx, device=settings.device, threads=settings.threads or available_cpus(), spread=True)
+    opener = opener_for(settings)
     for location in discover(settings.models):
         try:
-            model = load(location, open_backend, settings.max_batch_size, lambda _: None, signers=signers)
+            model = load(location, opener, settings.max_batch_size, lambda _: None)
         except Exception as error:  # a table of all models needs each one's reason, whatever it is
             yield Verdict(location, None, describe_failure(error))
         else:

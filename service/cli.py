@@ -9,17 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from service.access import KeyFileError, new_key
-from service.app import create_app
-from service.check import check
-from service.loading import RepositoryError
+from service.access import new_key
+from service.errors import StartError
 from service.logs import configure_logging
-from service.memory import use_few_arenas
-from service.server import ListenError, serve
+from service.memory import postpone_collection, use_few_arenas
+from service.opening import opener_for
 from service.settings import PREFIX, Settings, SettingsError, read_settings
-from service.signatures import SignersError
-from service.tls import CertificateError
-from service.tracing import TracingError
 
 EPILOG = "Every flag is also an environment variable of the name in brackets; the flag wins."
 
@@ -36,14 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), code=2)
     try:
         return {"check": _check, "doctor": _doctor, "serve": _serve}[command](settings)
-    except (CertificateError, KeyFileError, ListenError, RepositoryError, SignersError, TracingError) as error:
+    except StartError as error:
         return _fail(str(error))
 
 
 def _serve(settings: Settings) -> int:
     use_few_arenas()
+    postpone_collection()
     configure_logging(settings.log_format, settings.log_level)
-    reason = serve(create_app(settings), settings)
+    opener = opener_for(settings)
+    opener.begin(settings.models)
+    # The web framework takes a third of a second to import, in which the first model is opened on the other core.
+    from service.app import create_app  # noqa: PLC0415
+    from service.server import serve  # noqa: PLC0415
+
+    reason = serve(create_app(settings, opener), settings)
     if reason:
         _fail(reason)
         logging.shutdown()
@@ -52,6 +54,8 @@ def _serve(settings: Settings) -> int:
 
 
 def _check(settings: Settings) -> int:
+    from service.check import check  # noqa: PLC0415  a start does not wait for what it does not need
+
     failed = 0
     for verdict in check(settings):
         print(verdict)
@@ -60,7 +64,7 @@ def _check(settings: Settings) -> int:
 
 
 def _doctor(settings: Settings) -> int:
-    from service.doctor import examine  # noqa: PLC0415  a start does not wait for what it does not need
+    from service.doctor import examine  # noqa: PLC0415  as in _check
 
     failed = 0
     for finding in examine(settings):

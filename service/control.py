@@ -18,16 +18,16 @@ from pydantic import RootModel, ValidationError
 
 from service.artifact import first_problem
 from service.errors import InvalidParameter, InvalidRequest, UnknownModel
+from service.folder import Location, RepositoryError, discover
 from service.golden import GoldenMismatch
 from service.lifecycle import EMPTY, FAILED, READY, Lifecycle
-from service.loading import Location, RepositoryError, describe_failure, discover, load
-from service.plain import CONFIG_NAME
+from service.loading import describe_failure, load
+from service.opening import Opener, state
 from service.repository import Repository, ServedModel
-from service.runtime import DeviceError, OpenBackend
+from service.runtime import DeviceError
 from service.settings import Settings
-from service.signatures import Signers
 from service.splits import Alias
-from service.watched import Fingerprint, fingerprint
+from service.watched import Fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +41,15 @@ class AliasesFile(RootModel[dict[Alias, int]]):
 class Control:
     """Loads and unloads, one model at a time."""
 
-    def __init__(
-        self, settings: Settings, open_backend: OpenBackend, repository: Repository, lifecycle: Lifecycle
-    ) -> None:
+    def __init__(self, settings: Settings, opener: Opener, repository: Repository, lifecycle: Lifecycle) -> None:
         self._folder = settings.models
         self._mode = settings.model_control
         self._poll_seconds = settings.model_poll_ms / 1000
         self._max_batch = settings.max_batch_size
         self._drain_seconds = settings.drain_timeout_ms / 1000
-        self._open_backend = open_backend
+        self._opener = opener
         self._repository = repository
         self._lifecycle = lifecycle
-        self._signers = Signers(settings.model_signers) if settings.model_signers else None
         self._tried: dict[Location, Fingerprint] = {}
         self._lock = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -179,10 +176,9 @@ class Control:
         work = partial(
             load,
             location,
-            self._open_backend,
+            self._opener,
             self._max_batch,
             lambda phase: tell(phase, str(location)),
-            signers=self._signers,
             beside_traffic=not self._repository.loading,
         )
         # A thread of its own, because it may lower its priority.
@@ -263,10 +259,7 @@ class Control:
 
     def _scan(self) -> dict[Location, Fingerprint]:
         try:
-            return {
-                location: fingerprint((location.path, location.path.parent.parent / CONFIG_NAME))
-                for location in discover(self._folder)
-            }
+            return {location: state(location) for location in discover(self._folder)}
         except (RepositoryError, OSError):
             return {}
 

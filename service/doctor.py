@@ -12,7 +12,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from service.cpus import available_cpus
-from service.loading import RepositoryError, discover
+from service.folder import RepositoryError, discover
 from service.resample import KERNEL
 from service.server import ListenError, listen
 from service.settings import Settings

@@ -9,6 +9,10 @@ from typing import Any, ClassVar, Self
 PROBLEM_JSON = "application/problem+json"
 
 
+class StartError(Exception):
+    """The process cannot serve with what it was given. The message is one line that says why and what to do."""
+
+
 class ServiceError(Exception):
     """A failure with an HTTP answer. `detail` is shown to the caller and must say nothing of the inside."""
 

@@ -5,14 +5,17 @@ request would be; the pixels must be equal and the logits within the tolerance t
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
 from service.artifact import Golden, ModelCard
 from service.cam import Head
+from service.costs import Arrangement
 from service.errors import ServiceError
 from service.image import preprocess
-from service.runtime import Backend
+from service.runtime import Backend, Outputs
 
 # Golden images are our own, so only the size of the format limits them.
 MAX_GOLDEN_PIXELS = 2**26
@@ -25,7 +28,8 @@ class GoldenMismatch(Exception):
 def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float | None:
     """Run a card's golden images in each arrangement of the cores; the largest absolute difference of a logit.
 
-    None for a card without golden images.
+    They are shared among the lanes of an arrangement, which run side by side as they will under load. None for a card
+    without golden images.
 
     Raises:
         GoldenMismatch: other pixels, or logits further away than the tolerance.
@@ -35,7 +39,10 @@ def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float
         return None
     pixels = np.stack([_pixels(golden, position, card) for position, golden in enumerate(card.golden)])
     expected = np.array([golden.logits for golden in card.golden], dtype=np.float32)  # (n, classes)
-    runs = [backend.run(pixels, features=head is not None, arrangement=each) for each in backend.lanes]
+    runs = [
+        _run_on(backend, arrangement, lanes, pixels, features=head is not None)
+        for arrangement, lanes in backend.lanes.items()
+    ]
     difference = float(np.abs(np.stack([run.logits for run in runs]) - expected).max())
     allowed = card.parity.allowed(expected)
     if not difference <= allowed:  # also true for NaN
@@ -47,6 +54,14 @@ def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float
         if head is not None and run.features is not None:
             head.check(run.features, run.logits)
     return difference
+
+
+def _run_on(backend: Backend, arrangement: Arrangement, lanes: int, pixels: np.ndarray, *, features: bool) -> Outputs:
+    shares = np.array_split(pixels, min(lanes, len(pixels)))
+    with ThreadPoolExecutor(len(shares), thread_name_prefix="golden") as pool:
+        runs = list(pool.map(partial(backend.run, features=features, arrangement=arrangement), shares))
+    maps = [run.features for run in runs if run.features is not None]
+    return Outputs(np.concatenate([run.logits for run in runs]), np.concatenate(maps) if maps else None)
 
 
 def _hint(card: ModelCard) -> str:

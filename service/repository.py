@@ -14,7 +14,8 @@ from service.cache import Cache
 from service.cam import Head
 from service.costs import Costs
 from service.errors import InvalidParameter, ModelUnavailable, Starting, UnknownModel
-from service.loading import LoadedModel, Location
+from service.folder import Location
+from service.loading import LoadedModel
 from service.memory import give_back
 from service.metrics import Metrics
 from service.runtime import Backend

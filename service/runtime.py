@@ -5,7 +5,9 @@ A backend says which device it is on, and it is on that device: asked for CUDA o
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -182,11 +184,12 @@ def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBack
         )
     if device != "cpu":
         ort.preload_dlls()
-    sessions: dict[Arrangement, ort.InferenceSession] = {
-        "together": _session(path, device, [(provider, options)], threads)
-    }
+    threads_of: dict[Arrangement, int] = {"together": threads}
     if spread and device == "cpu" and threads > 1 and path.stat().st_size <= MAX_TWICE_BYTES:
-        sessions["spread"] = _session(path, device, [(provider, options)], 1)
+        threads_of["spread"] = 1
+    with ThreadPoolExecutor(len(threads_of), thread_name_prefix="open") as pool:
+        opened = pool.map(partial(_session, path, device, [(provider, options)]), threads_of.values())
+        sessions = dict(zip(threads_of, opened, strict=True))
     backend = OnnxBackend(sessions, device, threads)
     if device != "cpu":
         _prove(backend, path)

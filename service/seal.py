@@ -14,7 +14,8 @@ from pathlib import Path
 
 from service.artifact import CARD_PROPERTY, ArtifactError, ModelCard, Preprocessing, Seal, parse_card
 
-CHUNK = 2**20
+# Large: after each the thread may wait 5 ms for the interpreter's lock, while others import or answer.
+CHUNK = 2**24
 GRAPH = "the graph or its weights"
 REST = "the bytes around the card"
 # Protobuf: a StringStringEntryProto with its key (field 1) and the beginning of its value (field 2).

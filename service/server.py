@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.connection import KEEP_ALIVE_SECONDS, Connection
+from service.errors import StartError
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.tls import Certificate
@@ -32,7 +33,7 @@ LAST_REQUEST_SECONDS = 1.0
 BACKLOG = 2048
 
 
-class ListenError(Exception):
+class ListenError(StartError):
     """The address cannot be listened on. The message is one line that says why."""
 
 

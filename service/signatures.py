@@ -10,18 +10,15 @@ The seal finds damage; a signature also finds somebody who sealed anew.
 import mmap
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from service.artifact import ArtifactError
-
-if TYPE_CHECKING:
-    pass
+from service.errors import StartError
 
 SUFFIX = ".sig"
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
 
-class SignersError(Exception):
+class SignersError(StartError):
     """The trusted signers cannot be read. The message is one line that says why and what to do."""
 
 

@@ -4,12 +4,13 @@ import logging
 import ssl
 from pathlib import Path
 
+from service.errors import StartError
 from service.watched import Watched
 
 log = logging.getLogger(__name__)
 
 
-class CertificateError(Exception):
+class CertificateError(StartError):
     """The certificate cannot be used. The message is one line that says why."""
 
 

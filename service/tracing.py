@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from service.errors import StartError
 from service.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ SERVICE_NAME = "resnet-service"
 NANOSECONDS = 1_000_000_000
 
 
-class TracingError(Exception):
+class TracingError(StartError):
     """Traces are asked for and cannot be made. The message is one line that says what to do."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from service.app import create_app
 from service.logs import configure_logging
+from service.opening import Opener
 from service.runtime import Array, DeviceLost, OnnxBackend, OutOfDeviceMemory, Outputs, open_onnx
 from service.server import serve
 from service.settings import read_settings
@@ -78,7 +79,7 @@ def main() -> None:
         return backend
 
     configure_logging(settings.log_format, settings.log_level)
-    reason = serve(create_app(settings, open_faulty), settings)
+    reason = serve(create_app(settings, Opener(open_faulty)), settings)
     sys.stderr.write(f"resnet-serve: {reason}\n")
     sys.stderr.flush()
     sys.stdout.flush()

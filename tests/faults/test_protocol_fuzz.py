@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.app import create_app
+from service.opening import Opener
 from service.settings import Settings
 from tests.backends import ColourBackend
 from tests.service.client import encode, wait_until_ready
@@ -25,7 +26,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient
     file = tmp_path_factory.mktemp("models") / "colours" / "1" / "model.onnx"
     file.parent.mkdir(parents=True)
     file.touch()
-    app = create_app(Settings(models=file.parents[2], model_control="explicit"), ColourBackend().open)
+    app = create_app(Settings(models=file.parents[2], model_control="explicit"), Opener(ColourBackend().open))
     with TestClient(app, raise_server_exceptions=False) as client:
         wait_until_ready(client)
         yield client

@@ -7,8 +7,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from service.folder import Location
 from service.image import preprocess
-from service.loading import Location, load
+from service.loading import load
+from service.opening import Opener
 from service.runtime import open_onnx
 from tests.system.server import run_command, running
 
@@ -28,7 +30,9 @@ def test_every_precision_passes_its_golden_images(digits_by_precision: dict[str,
 
 
 def test_cuda_and_cpu_agree_on_every_sample(digits_model: Path, samples: list[Path]) -> None:
-    on_cuda = load(Location("digits", 1, digits_model), lambda path: open_onnx(path, "cuda", 1), 32, lambda _: None)
+    on_cuda = load(
+        Location("digits", 1, digits_model), Opener(lambda path: open_onnx(path, "cuda", 1)), 32, lambda _: None
+    )
     recipe = on_cuda.card.preprocessing
     pixels = np.stack([preprocess(each.read_bytes(), recipe, 10**6) for each in samples])
     expected = open_onnx(digits_model, "cpu", 1).run(pixels).logits

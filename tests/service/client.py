@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from service.app import create_app
+from service.opening import Opener
 from service.settings import read_settings
 from tests.backends import ColourBackend
 
@@ -26,7 +27,7 @@ def encode(colour: str, form: str = "PNG", size: int = 8) -> bytes:
 @contextmanager
 def serving(models: Path, backend: ColourBackend | None = None, **settings: object) -> Iterator[TestClient]:
     """A ready service; its settings are the defaults but for those given."""
-    app = create_app(read_settings({"models": models, **settings}), (backend or ColourBackend()).open)
+    app = create_app(read_settings({"models": models, **settings}), Opener((backend or ColourBackend()).open))
     with TestClient(app) as client:
         wait_until_ready(client)
         yield client

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.artifact import ArtifactError
+from service.opening import Opener
 from service.settings import SettingsError, read_settings
 from tests.backends import ColourBackend, colour_card
 from tests.service.client import encode
@@ -48,7 +49,7 @@ def publish(models: Path, name: str, version: int, content: str = "") -> None:
 @contextmanager
 def controlled(models: Path, mode: str, colours: Colours | None = None, **settings: object) -> Iterator[TestClient]:
     options = {"models": models, "model_control": mode, "model_poll_ms": 20, **settings}
-    app = create_app(read_settings(options), (colours or Colours()).open)
+    app = create_app(read_settings(options), Opener((colours or Colours()).open))
     with TestClient(app) as client:
         eventually(lambda: client.get("/health/ready").json()["phase"] not in ("loading", "golden", "warmup 1/1"))
         yield client

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from service.app import create_app
+from service.opening import Opener
 from service.settings import read_settings
 from tests.backends import ColourBackend, colour_card
 from tests.service.client import COLOURS, encode, serving
@@ -381,7 +382,8 @@ def test_a_model_that_fails_to_load_is_explained_and_the_others_are_served(colou
     good = ColourBackend()
     bad = ColourBackend(colour_card().model_copy(update={"labels": ("one", "two")}))
     app = create_app(
-        read_settings({"models": colour_models}), lambda path: (bad if "damaged" in str(path) else good).open(path)
+        read_settings({"models": colour_models}),
+        Opener(lambda path: (bad if "damaged" in str(path) else good).open(path)),
     )
     with TestClient(app) as client:
         wait_for(lambda: client.get("/health/ready").json()["phase"] == "failed")
@@ -401,7 +403,7 @@ def test_until_the_models_are_ready_requests_get_503_and_probes_tell_the_phase(
     colour_models: Path, backend: ColourBackend
 ) -> None:
     backend.hold()  # the warm-up cannot finish
-    app = create_app(read_settings({"models": colour_models}), backend.open)
+    app = create_app(read_settings({"models": colour_models}), Opener(backend.open))
     with TestClient(app) as client:
         backend.busy.wait(5)
         wait_for(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/1")

@@ -14,18 +14,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.artifact import CARD_PROPERTY, ArtifactError, ModelCard
+from service.folder import Location, RepositoryError, discover
 from service.golden import GoldenMismatch
-from service.loading import LoadedModel, Location, RepositoryError, discover, load
+from service.loading import LoadedModel, load
+from service.opening import Opener
 from service.runtime import DeviceError, open_onnx
 from service.seal import seal
 
-open_cpu = partial(open_onnx, device="cpu", threads=1)
+opener = Opener(partial(open_onnx, device="cpu", threads=1))
 
 
 def load_file(path: Path, max_batch: int = 8) -> tuple[LoadedModel, list[str]]:
     phases: list[str] = []
     version = int(path.parent.name)
-    return load(Location(path.parent.parent.name, version, path), open_cpu, max_batch, phases.append), phases
+    return load(Location(path.parent.parent.name, version, path), opener, max_batch, phases.append), phases
 
 
 def changed(
@@ -77,7 +79,7 @@ def test_the_real_digits_load_with_every_phase(digits_model: Path) -> None:
 
 
 def test_warm_up_times_the_batch_sizes_and_keeps_the_arrangements_that_pay(digits_model: Path) -> None:
-    open_both = partial(open_onnx, device="cpu", threads=2, spread=True)
+    open_both = Opener(partial(open_onnx, device="cpu", threads=2, spread=True))
     loaded = load(Location("digits", 1, digits_model), open_both, 8, lambda _: None)
     costs = loaded.costs
     assert [cost.size for cost in costs.table] == [1, 2, 4, 8][: len(costs.table)]

@@ -10,7 +10,9 @@ import httpx2
 import pytest
 
 from service.answer import softmax
-from service.loading import Location, load
+from service.folder import Location
+from service.loading import load
+from service.opening import Opener
 from service.runtime import open_onnx
 from tests.conftest import SAMPLES
 from tests.system.digits import different_images
@@ -91,7 +93,7 @@ async def compare(answers: list[tuple[int, int, list[float]]], models: Path, ima
 def probabilities(path: Path, images: list[bytes]) -> list[list[float]]:
     from service.image import preprocess
 
-    model = load(Location("digits", 1, path), lambda file: open_onnx(file, "cpu", 1), 1, lambda _: None)
+    model = load(Location("digits", 1, path), Opener(lambda file: open_onnx(file, "cpu", 1)), 1, lambda _: None)
     pixels = [preprocess(image, model.card.preprocessing, 2**20) for image in images]
     return [softmax(model.backend.run(each[None]).logits[0]).tolist() for each in pixels]
 
