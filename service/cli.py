@@ -45,11 +45,14 @@ def _serve(settings: Settings) -> int:
     from service.app import create_app  # noqa: PLC0415
     from service.server import serve  # noqa: PLC0415
 
-    reason = serve(create_app(settings, opener), settings)
+    try:
+        reason = serve(create_app(settings, opener), settings)
+    except StartError as error:
+        reason = str(error)
     if reason:
         _fail(reason)
         logging.shutdown()
-        os._exit(1)  # the libraries' own clean-up would wait for a run that hangs
+        os._exit(1)  # the libraries' own clean-up would wait for a run that hangs, or for a model that is being opened
     return 0
 
 

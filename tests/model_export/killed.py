@@ -12,6 +12,8 @@ PATIENCE = 60.0
 
 def end_after_an_epoch(command: Sequence[str], folder: Path, how: signal.Signals) -> subprocess.CompletedProcess[str]:
     """Run `resnet-export`, and signal it as soon as the state of a first epoch lies in the folder."""
+    # A shell starts what it runs in the background with SIGINT ignored, and the command would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([sys.executable, "-m", "model_export", *command], stderr=subprocess.PIPE, text=True)
     give_up = time.monotonic() + PATIENCE
     while not list(folder.glob("*.training.safetensors")):
