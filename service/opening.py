@@ -78,17 +78,15 @@ class Opener:
         return Opened(backend, card, time.monotonic() - started)
 
 
-def opener_for(settings: Settings, open_backend: OpenBackend | None = None) -> Opener:
+def opener_for(settings: Settings) -> Opener:
     """What opens models as the settings say: on their device, and only of their signers.
-
-    `open_backend` takes the place of onnxruntime.
 
     Raises:
         SignersError: the trusted signers cannot be read.
     """
     threads = settings.threads or available_cpus()
     signers = Signers(settings.model_signers) if settings.model_signers else None
-    return Opener(open_backend or partial(open_onnx, device=settings.device, threads=threads, spread=True), signers)
+    return Opener(partial(open_onnx, device=settings.device, threads=threads, spread=True), signers)
 
 
 def state(location: Location) -> Fingerprint:
