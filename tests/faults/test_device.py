@@ -72,12 +72,17 @@ def test_a_batch_without_memory_is_split_and_served(digits_models: Path, samples
     orders = tmp_path / "orders"
     with faulty(digits_models, orders) as server:
         files = [("files", (sample.name, sample.read_bytes())) for sample in samples]
-        whole = httpx2.post(f"{server.url}/classify/batch", files=files).json()
+
+        def labels() -> list[str]:
+            answer = httpx2.post(f"{server.url}/classify/batch", files=files).json()
+            return [each["predictions"][0]["label"] for each in answer["results"]]
+
+        whole = labels()
         orders.write_text("exhaust")
-        split = httpx2.post(f"{server.url}/classify/batch", files=files).json()
-        labels = [[each["predictions"][0]["label"] for each in answer["results"]] for answer in (whole, split)]
-        assert labels[0] == labels[1]
-        assert server.metric('device_failures_total{kind="out_of_memory"}') > 0
+        give_up = time.monotonic() + 20
+        while not server.metric('device_failures_total{kind="out_of_memory"}'):
+            assert time.monotonic() < give_up
+            assert labels() == whole, "on a busy machine each image may have gone alone: then once more"
         orders.write_text("exhaust-all")
         refused = post(server, samples[0])
         assert (refused.status_code, refused.json()["code"]) == (503, "model_unavailable")

@@ -27,7 +27,7 @@ def test_a_large_network_answers_a_lone_image_on_all_cores_and_a_crowd_on_one_co
 
 
 def test_a_second_copy_of_the_weights_needs_a_reason() -> None:
-    costs = measured(lambda size, arrangement: size * (0.046 if arrangement == "spread" else 0.02))
+    costs = measured(lambda size, arrangement: size * (0.06 if arrangement == "spread" else 0.02))
     assert costs.arrangements == {"together"}
     assert costs.lanes == 1
 
@@ -39,8 +39,8 @@ def test_sizes_that_do_not_pay_are_dropped() -> None:
 
 
 def test_the_search_among_large_batches_is_bounded() -> None:
-    costs = measured(lambda size, _: 0.05 * size, sizes=(1, 2, 4, 8, 16, 32))
-    assert [cost.size for cost in costs.table] == [1, 2], "of these two 0.15 s, and the next alone takes 0.2"
+    costs = measured(lambda size, _: 0.05 if size == 1 else 0.06 * size, sizes=(1, 2, 4, 8, 16, 32))
+    assert [cost.size for cost in costs.table] == [1, 2], "of these two 0.17 s, and the next alone takes 0.24"
     assert costs.sizes == (1,)
 
 
