@@ -3,12 +3,15 @@
 A backend says which device it is on, and it is on that device: asked for CUDA or TensorRT it never falls back.
 """
 
+import errno
 import logging
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -22,8 +25,10 @@ from service.external_data import refuse_files_outside
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
-# Sessions cannot share their weights (onnxruntime packs them for itself), so a larger file is opened once.
+# A session has its own copy of the weights. Two of a larger file share one copy instead, which takes longer to open.
 MAX_TWICE_BYTES = 64 * 2**20
+# What onnxruntime makes of a file, beside its size: convolutions are padded to whole vectors.
+SHARED_FILE_ROOM = 1.5
 Array = NDArray[Any]
 
 
@@ -159,7 +164,7 @@ def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False)
         path: the model file.
         device: `auto` takes CUDA when it works and the CPU otherwise, and logs which.
         threads: how many cores the model may use on the CPU.
-        spread: also open the arrangement with a run on each core, for a file of at most MAX_TWICE_BYTES.
+        spread: also open the arrangement with a run on each core.
 
     Raises:
         ArtifactError: the file is no ONNX model that onnxruntime can load, or asks for files outside its folder.
@@ -177,7 +182,7 @@ def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False)
 
 
 def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBackend:
-    provider, options = _PROVIDERS[device]
+    provider, _ = _PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise DeviceError(
             f"device {device} was asked for, but this onnxruntime has no {provider}: install resnet-service[gpu]"
@@ -185,11 +190,14 @@ def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBack
     if device != "cpu":
         ort.preload_dlls()
     threads_of: dict[Arrangement, int] = {"together": threads}
-    if spread and device == "cpu" and threads > 1 and path.stat().st_size <= MAX_TWICE_BYTES:
+    if spread and device == "cpu" and threads > 1:
         threads_of["spread"] = 1
-    with ThreadPoolExecutor(len(threads_of), thread_name_prefix="open") as pool:
-        opened = pool.map(partial(_session, path, device, [(provider, options)]), threads_of.values())
-        sessions = dict(zip(threads_of, opened, strict=True))
+    if len(threads_of) > 1 and path.stat().st_size > MAX_TWICE_BYTES:
+        sessions = _sharing_sessions(path, threads_of)
+    else:
+        with ThreadPoolExecutor(len(threads_of), thread_name_prefix="open") as pool:
+            opened = pool.map(partial(_session, path, device), threads_of.values())
+            sessions = dict(zip(threads_of, opened, strict=True))
     backend = OnnxBackend(sessions, device, threads)
     if device != "cpu":
         _prove(backend, path)
@@ -204,26 +212,47 @@ _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def _session(
-    path: Path, device: str, providers: list[tuple[str, dict[str, str]]], threads: int
-) -> ort.InferenceSession:
+def _sharing_sessions(path: Path, threads_of: Mapping[Arrangement, int]) -> dict[Arrangement, ort.InferenceSession]:
+    """CPU sessions with one copy of the float weights: they map the same file, the graph as onnxruntime optimised it.
+
+    Where there is nowhere to write it, the first of them alone, from the file as it is.
+    """
+    (first, threads), *_ = threads_of.items()
+    try:
+        with TemporaryDirectory(prefix="resnet-serve-") as folder:
+            if shutil.disk_usage(folder).free < SHARED_FILE_ROOM * path.stat().st_size:
+                raise OSError(errno.ENOSPC, "too little room", folder)
+            optimised = Path(folder) / "optimised.onnx"
+            _session(path, "cpu", threads, optimised)
+            return {each: _session(optimised, "cpu", threads) for each, threads in threads_of.items()}
+    except OSError as error:
+        log.warning("%s runs on all cores at once only, which is slower under load: %s", path, error)
+        return {first: _session(path, "cpu", threads)}
+
+
+def _session(path: Path, device: str, threads: int, save_as: Path | None = None) -> ort.InferenceSession:
+    """One session; with `save_as`, what it made of the file is kept there, the weights in a file beside it."""
+    provider = _PROVIDERS[device]
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning between batches would burn the CPU time that decoding needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if save_as is not None:
+        options.optimized_model_filepath = str(save_as)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
     if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(path, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # onnxruntime raises classes of its own and RuntimeError alike
         reason = str(error).splitlines()[0]
         if device == "cpu":
             raise ArtifactError(f"onnxruntime cannot load it: {reason}") from error
-        _session(path, "cpu", [_PROVIDERS["cpu"]], threads)  # raises when the file and not the device is at fault
+        _session(path, "cpu", threads)  # raises when the file and not the device is at fault
         raise DeviceError(f"device {device} cannot run {path}: {reason}") from error
-    if session.get_providers()[0] != providers[0][0]:
+    if session.get_providers()[0] != provider[0]:
         raise DeviceError(f"device {device} was asked for, but onnxruntime put {path} on {session.get_providers()[0]}")
     return session
 

@@ -1,0 +1,68 @@
+"""Sessions on the CPU: how they are opened, in each arrangement of the cores."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from service.runtime import MAX_TWICE_BYTES, open_onnx
+
+CHANNELS, CLASSES = 1024, 2048
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with large weights."""
+    draw = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {
+        "w1": draw.normal(size=(CHANNELS, 3, 1, 1)).astype(np.float32),
+        "w2": draw.normal(size=(CLASSES, CHANNELS, 3, 3)).astype(np.float32) / CHANNELS,
+    }
+    nodes = [
+        helper.make_node("Cast", ["input"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["nchw", "w1"], ["wide"]),
+        helper.make_node("Conv", ["wide", "w2"], ["deep"]),
+        helper.make_node("GlobalAveragePool", ["deep"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "large",
+        [helper.make_tensor_value_info("input", TensorProto.UINT8, ["n", 4, 4, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", CLASSES])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    path = tmp_path_factory.mktemp("large") / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    assert path.stat().st_size > MAX_TWICE_BYTES
+    return path
+
+
+def test_the_sessions_of_a_large_file_share_their_weights_and_leave_no_file(
+    large_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    backend = open_onnx(large_file, "cpu", 2, spread=True)
+    assert backend.lanes == {"together": 1, "spread": 2}
+    assert not list(tmp_path.iterdir())
+    image = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    together, spread = (backend.run(image, arrangement=each).logits for each in backend.lanes)
+    np.testing.assert_allclose(together, spread, rtol=1e-4)
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    assert mapped, "both run on the pages of the file that is gone"
+
+
+def test_without_room_for_a_shared_file_the_model_runs_in_one_arrangement(
+    large_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with caplog.at_level(logging.WARNING):
+        backend = open_onnx(large_file, "cpu", 2, spread=True)
+    assert backend.lanes == {"together": 1}
+    assert "slower under load" in caplog.text
+    assert backend.run(np.zeros((2, 4, 4, 3), np.uint8)).logits.shape == (2, CLASSES)
