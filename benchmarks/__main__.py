@@ -8,6 +8,7 @@ the rounds with their ranges. Answers are checked before anything is timed.
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import urllib.request
@@ -78,6 +79,7 @@ Figures = dict[tuple[str, str], list[Figure]]
 def main() -> int:
     """Measure and print; the exit code."""
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`, which ends the servers
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {available_cpus()} CPUs, onnxruntime {onnxruntime.__version__}"
     )

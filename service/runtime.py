@@ -225,8 +225,8 @@ def _sharing_sessions(path: Path, threads_of: Mapping[Arrangement, int]) -> dict
             optimised = Path(folder) / "optimised.onnx"
             _session(path, "cpu", threads, optimised)
             return {each: _session(optimised, "cpu", threads) for each, threads in threads_of.items()}
-    except OSError as error:
-        log.warning("%s runs on all cores at once only, which is slower under load: %s", path, error)
+    except (OSError, ArtifactError) as error:  # onnxruntime's own: it could not write, or the file is at fault
+        log.warning("no file to share the weights of %s in, so it runs slower under load: %s", path, error)
         return {first: _session(path, "cpu", threads)}
 
 

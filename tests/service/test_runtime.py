@@ -64,5 +64,5 @@ def test_without_room_for_a_shared_file_the_model_runs_in_one_arrangement(
     with caplog.at_level(logging.WARNING):
         backend = open_onnx(large_file, "cpu", 2, spread=True)
     assert backend.lanes == {"together": 1}
-    assert "slower under load" in caplog.text
+    assert "runs slower under load" in caplog.text
     assert backend.run(np.zeros((2, 4, 4, 3), np.uint8)).logits.shape == (2, CLASSES)
