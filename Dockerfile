@@ -7,28 +7,29 @@
 # The base is a build argument, so that a mirror or a hardened image can take its place.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
-# --- what all builds share: a compiler for the resize kernel, and an environment to copy
-FROM ${PYTHON_IMAGE} AS build
-RUN apt-get update \
- && apt-get install --yes --no-install-recommends gcc libc6-dev \
- && rm -rf /var/lib/apt/lists/*
+# --- an empty environment to install into, and what is to be installed
+FROM ${PYTHON_IMAGE} AS environment
 # pip reads these from the environment; a package mirror may be given.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_FIND_LINKS=/src/wheels
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_FIND_LINKS=/src PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 RUN python -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH
-# Dependencies before code: a change of the code leaves these layers as they are.
-COPY docker/wheels/ wheels/
-COPY pyproject.toml constraints.txt docker/requirements.py ./
+COPY docker/wheels/ docker/requirements.py docker/slim.py pyproject.toml constraints.txt ./
 
-FROM build AS build-cpu
-RUN python requirements.py cpu grpc signing > requirements.txt \
- && pip install --quiet -c constraints.txt -r requirements.txt
+# --- our own code, which needs a compiler for the resize kernel: a small layer that goes on top of the dependencies
+FROM environment AS code
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
 COPY . .
-RUN pip install --quiet -c constraints.txt --no-deps . && python docker/slim.py
+RUN pip install --quiet -c constraints.txt --no-deps --root /code .
+
+FROM environment AS environment-cpu
+RUN python requirements.py cpu grpc signing > requirements.txt \
+ && pip install --quiet -c constraints.txt -r requirements.txt \
+ && python slim.py
 
 # --- what all images share: nothing but Python, an init process, and a user without rights
 FROM ${PYTHON_IMAGE} AS runtime
@@ -56,29 +57,29 @@ USER 10001
 ENTRYPOINT ["tini", "--", "resnet-serve"]
 
 FROM serve AS cpu
-COPY --from=build-cpu /opt/venv /opt/venv
+COPY --from=environment-cpu /opt/venv /opt/venv
+COPY --from=code /code /
 ENV SERVICE_DEVICE=cpu
 
-FROM build AS build-export
+FROM environment AS environment-export
 # torch's wheels for Linux bring CUDA along; an index of CPU builds makes this image several gigabytes smaller.
 ARG TORCH_INDEX_URL
 RUN python requirements.py cpu export > requirements.txt \
  && pip install --quiet -c constraints.txt ${TORCH_INDEX_URL:+--extra-index-url $TORCH_INDEX_URL} -r requirements.txt
-COPY . .
-RUN pip install --quiet -c constraints.txt --no-deps .
 
 FROM runtime AS export
-COPY --from=build-export /opt/venv /opt/venv
+COPY --from=environment-export /opt/venv /opt/venv
+COPY --from=code /code /
 USER 10001
 ENTRYPOINT ["tini", "--", "resnet-export"]
 CMD ["--help"]
 
-FROM build AS build-gpu
+FROM environment AS environment-gpu
 RUN python requirements.py gpu grpc signing > requirements.txt \
- && pip install --quiet -c constraints.txt -r requirements.txt
-COPY . .
-RUN pip install --quiet -c constraints.txt --no-deps . && python docker/slim.py
+ && pip install --quiet -c constraints.txt -r requirements.txt \
+ && python slim.py
 
 FROM serve AS gpu
-COPY --from=build-gpu /opt/venv /opt/venv
+COPY --from=environment-gpu /opt/venv /opt/venv
+COPY --from=code /code /
 ENV SERVICE_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility

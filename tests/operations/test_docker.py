@@ -53,9 +53,6 @@ def engine() -> None:
 
 
 def build(target: str) -> str:
-    if target == "export" and torch.__version__.endswith("+cpu"):
-        wheels = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", "docker/wheels"]
-        run(*wheels, f"torch=={torch.__version__}")  # the index's own would bring gigabytes of CUDA
     tag = f"resnet-service:{target}"
     arguments = [f"--build-arg={name}={os.environ[name]}" for name in PIP if os.environ.get(name)]
     arguments += ["--network", "host", "--build-arg", f"PYTHON_IMAGE={BASE}", "--target", target, "-t", tag]
@@ -66,6 +63,9 @@ def build(target: str) -> str:
 @pytest.fixture(scope="module")
 def images() -> dict[str, str]:
     """The images that are served from and exported with."""
+    if torch.__version__.endswith("+cpu"):
+        wheels = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", "docker/wheels"]
+        run(*wheels, f"torch=={torch.__version__}")  # the index's own would bring gigabytes of CUDA
     return {target: build(target) for target in ("cpu", "export")}
 
 
