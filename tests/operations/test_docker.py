@@ -79,8 +79,8 @@ def pulled(image: str, package: str, command: str) -> str:
     if not subprocess.run(["docker", "pull", "-q", image], capture_output=True, check=False).returncode:
         return image
     name = f"stand-in-{package or 'grafana'}"
-    install = f"RUN apt-get update && apt-get install -y --no-install-recommends wget {package}\n"
-    text = f"FROM {BASE}\n{install}RUN chmod 777 /tmp && mkdir -p /prometheus && chmod 777 /prometheus\n{command}\n"
+    install = f"apt-get update && apt-get install -y --no-install-recommends wget {package}"
+    text = f"FROM {BASE}\nRUN {install} && mkdir -p /prometheus && chmod 777 /tmp /prometheus\n{command}\n"
     run("docker", "build", "--network", "host", "-t", name, "-", stdin=text, DOCKER_BUILDKIT="0")
     return name
 
