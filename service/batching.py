@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from service.costs import Arrangement, Costs
+from service.cpus import step_back
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -38,6 +39,8 @@ Outcome = Logits | Exception
 HEADROOM = 1.5
 # A run is given so many times what the slowest batch took at warm-up before its device counts as hung.
 HUNG_AFTER = 20
+# What a thread that wakes up waits for a core anyway. Shorter runs lose more by giving way than the event loop gains.
+LONG_RUN_SECONDS = 3e-3
 
 
 class Run(Protocol):
@@ -257,6 +260,8 @@ class Batcher:
             raise Draining
 
     def _work(self, lane: int) -> None:
+        if self._costs.crowd == "spread" and self._costs.lone_seconds > LONG_RUN_SECONDS:
+            step_back()  # this thread computes, and would keep its core from the event loop for many milliseconds
         try:
             while batch := self._next_batch(lane):
                 self._run_batch(lane, batch)

@@ -10,6 +10,8 @@ import threading
 from pathlib import Path
 
 LOWEST_PRIORITY = 19
+# Enough to be preempted at once by a thread that wakes up.
+STEP_BACK = 10
 CGROUP = Path("/sys/fs/cgroup")
 SELF_CGROUP = Path("/proc/self/cgroup")
 
@@ -18,6 +20,14 @@ def yield_to_others() -> None:
     """Let this thread run only when no other wants to, from now on; where priorities are a thread's own, on Linux."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+
+
+def step_back() -> None:
+    """Let threads that wake up go before this one, from now on; where priorities are a thread's own, on Linux."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        own = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, min(own + STEP_BACK, LOWEST_PRIORITY))
 
 
 def available_cpus() -> int:

@@ -59,16 +59,18 @@ def test_ten_times_the_capacity_for_a_minute(slow_models: Path) -> None:
     with running(slow_models) as server:
         port = server.port
         closed_loop(port, shots, 8, 2.0)
-        peak = closed_loop(port, shots, 8, 8.0).per_second
+        before = closed_loop(port, shots, 8, 8.0).per_second
         probing = Probing(server)
         probing.start()
-        flood = open_loop(port, shots, 10 * peak, SECONDS)
+        flood = open_loop(port, shots, 10 * before, SECONDS)
         probing.ended.set()
         probing.join()
         time.sleep(2)
-        after = open_loop(port, shots, 0.5 * peak, 4.0)
+        after = open_loop(port, shots, 0.5 * before, 4.0)
+        peak = (before + closed_loop(port, shots, 8, 8.0).per_second) / 2  # a machine may slow down within the minute
         figures: dict[str, Any] = {
-            "capacity, requests/s": peak,
+            "capacity before, requests/s": before,
+            "capacity before and after, mean": peak,
             "offered": sum(flood.statuses.values()) / SECONDS,
             "goodput": len(flood.latencies) / SECONDS,
             "codes": dict(flood.statuses),

@@ -2,6 +2,9 @@
 
 import asyncio
 import math
+import os
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -572,3 +575,25 @@ def test_failures_are_told_by_the_words_of_their_libraries() -> None:
         assert isinstance(failure_of(RuntimeError(words)), DeviceLost)
     other = RuntimeError("Got invalid dimensions for input")
     assert failure_of(other) is other
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+@pytest.mark.parametrize(("lanes", "seconds", "gives_way"), [(1, 0.05, False), (2, 1e-4, False), (2, 0.05, True)])
+async def test_a_lane_that_computes_for_long_on_its_own_thread_gives_way_to_the_event_loop(
+    lanes: int, seconds: float, gives_way: bool
+) -> None:
+    priorities: list[int] = []
+
+    def run(images: Pixels, **_: object) -> Outputs:
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return Outputs(logits_of(images))
+
+    metrics = Metrics(CollectorRegistry())
+    batcher = Batcher("colours 1", run, costs=costs_up_to(1, lanes, seconds), max_queue=4, metrics=metrics)
+    batcher.start(asyncio.get_running_loop(), lambda _: None)
+    (ticket,) = batcher.reserve(far())
+    batcher.enqueue(ticket, random_pixels())
+    await ticket.logits()
+    await batcher.stop(5)
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert (priorities[0] > own) == gives_way
