@@ -260,9 +260,9 @@ class Batcher:
             raise Draining
 
     def _work(self, lane: int) -> None:
-        if self._costs.crowd == "spread" and self._costs.lone_seconds > LONG_RUN_SECONDS:
-            step_back()  # this thread computes, and would keep its core from the event loop for many milliseconds
         try:
+            if self._costs.crowd == "spread" and self._costs.lone_seconds > LONG_RUN_SECONDS:
+                step_back()  # this thread computes, and would keep its core from the event loop for many milliseconds
             while batch := self._next_batch(lane):
                 self._run_batch(lane, batch)
         except BaseException as error:  # a device thread that dies in silence leaves callers hanging for ever

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: the least of its affinity mask and its cgroup quota.
+"""How many CPUs this process may use, the least of its affinity mask and its cgroup quota, and who goes first on them.
 
 onnxruntime and os.cpu_count() count the host's cores, also in a container that was given two of sixty-four.
 """
@@ -26,8 +26,8 @@ def step_back() -> None:
     """Let threads that wake up go before this one, from now on; where priorities are a thread's own, on Linux."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        own = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, min(own + STEP_BACK, LOWEST_PRIORITY))
+        # Linux takes LOWEST_PRIORITY for what would lie below it.
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + STEP_BACK)
 
 
 def available_cpus() -> int:

@@ -217,17 +217,18 @@ def _sharing_sessions(path: Path, threads_of: Mapping[Arrangement, int]) -> dict
 
     Where there is nowhere to write it, the first of them alone, from the file as it is.
     """
-    (first, threads), *_ = threads_of.items()
+    (first, all_threads), *_ = threads_of.items()
     try:
         with TemporaryDirectory(prefix="resnet-serve-") as folder:
             if shutil.disk_usage(folder).free < SHARED_FILE_ROOM * path.stat().st_size:
                 raise OSError(errno.ENOSPC, "too little room", folder)
             optimised = Path(folder) / "optimised.onnx"
-            _session(path, "cpu", threads, optimised)
+            _session(path, "cpu", all_threads, optimised)
             return {each: _session(optimised, "cpu", threads) for each, threads in threads_of.items()}
-    except (OSError, ArtifactError) as error:  # onnxruntime's own: it could not write, or the file is at fault
+    except (OSError, ArtifactError) as error:  # an ArtifactError too if onnxruntime cannot write
+        session = _session(path, "cpu", all_threads)  # raises when the file itself is at fault
         log.warning("no file to share the weights of %s in, so it runs slower under load: %s", path, error)
-        return {first: _session(path, "cpu", threads)}
+        return {first: session}
 
 
 def _session(path: Path, device: str, threads: int, save_as: Path | None = None) -> ort.InferenceSession:

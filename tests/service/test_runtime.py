@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,9 @@ def test_the_sessions_of_a_large_file_share_their_weights_and_leave_no_file(
     image = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
     together, spread = (backend.run(image, arrangement=each).logits for each in backend.lanes)
     np.testing.assert_allclose(together, spread, rtol=1e-4)
-    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
-    assert mapped, "both run on the pages of the file that is gone"
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    times = Counter(offset for _, _, offset, *_ in maps)
+    assert set(times.values()) == {2}, "each session maps each tensor of the file that is gone"
 
 
 def test_without_room_for_a_shared_file_the_model_runs_in_one_arrangement(
