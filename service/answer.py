@@ -1,6 +1,5 @@
 """Logits -> probabilities and the top k labels. Pure."""
 
-import math
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -8,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InternalError
+
+DEFAULT_TOP_K = 5
 
 
 class Prediction(TypedDict):
@@ -19,12 +20,12 @@ class Prediction(TypedDict):
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities of float32 logits `[classes]`, in float64 and shifted by the maximum so that nothing overflows."""
+    """Probabilities of float32 logits `[..., classes]`, in float64 and shifted by the maximum against overflow."""
     # In place and by reductions: the methods of numpy that would read better take twice as long for ten classes.
     probabilities = logits.astype(np.float64)
-    probabilities -= np.maximum.reduce(probabilities)
+    probabilities -= np.maximum.reduce(probabilities, axis=-1, keepdims=True)
     np.exp(probabilities, out=probabilities)
-    probabilities /= np.add.reduce(probabilities)
+    probabilities /= np.add.reduce(probabilities, axis=-1, keepdims=True)
     return probabilities
 
 
@@ -34,11 +35,22 @@ def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: i
     Raises:
         InternalError: the model gave NaN or infinity, which no JSON number can say.
     """
-    if not math.isfinite(np.add.reduce(logits, dtype=np.float64)):  # which no sum of finite float32 overflows
+    return top_predictions_of_each(logits[None], labels, (top_k,))[0]
+
+
+def top_predictions_of_each(
+    logits: NDArray[np.float32], labels: Sequence[str], top_k: Sequence[int]
+) -> list[list[Prediction]]:
+    """The same for the rows of logits `[n, classes]`, with a `top_k` for each; all fail together."""
+    if not np.isfinite(np.add.reduce(logits, axis=None, dtype=np.float64)):  # which finite float32 cannot overflow
         raise InternalError from ValueError("the model gave logits that are not finite")
     probabilities = softmax(logits)
-    best = (-probabilities).argsort(kind="stable")[:top_k]
+    best = (-probabilities).argsort(kind="stable")[:, : max(top_k)]
+    values = probabilities[np.arange(len(logits))[:, None], best]
     return [
-        Prediction(label=labels[index], index=index, probability=round(probability, 6))
-        for index, probability in zip(best.tolist(), probabilities[best].tolist(), strict=True)
+        [
+            Prediction(label=labels[index], index=index, probability=round(probability, 6))
+            for index, probability in zip(indices[:count], row[:count], strict=True)
+        ]
+        for indices, row, count in zip(best.tolist(), values.tolist(), top_k, strict=True)
     ]

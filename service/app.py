@@ -38,8 +38,12 @@ from service.shadow import Shadow
 from service.splits import parse_splits
 from service.tracing import Tracing
 from service.unread import UnreadBodyMiddleware
+from service.workers import Workers
 
 log = logging.getLogger(__name__)
+
+# Between two looks at the devices.
+WATCH_SECONDS = 0.25
 
 DESCRIPTION = "A trained ResNet behind HTTP. `POST /classify` takes an image and answers with labels."
 
@@ -64,7 +68,8 @@ def create_app(settings: Settings, opener: Opener | None = None) -> FastAPI:
         settings.device_timeout_ms / 1000,
     )
     tracing = Tracing(settings.otlp_endpoint, settings.trace_sample) if settings.otlp_endpoint else None
-    control = Control(settings, opener or opener_for(settings), repository, lifecycle)
+    workers = Workers(settings, threads, metrics)
+    control = Control(settings, opener or opener_for(settings), repository, lifecycle, workers)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     pipeline = Pipeline(pool, settings.max_image_pixels, metrics, cache, Shadow(metrics))
 
@@ -72,11 +77,12 @@ def create_app(settings: Settings, opener: Opener | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # The port opens at once and the probes tell the phase, so the models are loaded beside, not before.
         loading = asyncio.create_task(_take_into_service(settings, control, repository, lifecycle, metrics))
-        watching = asyncio.create_task(repository.watch())
+        watching = asyncio.create_task(_watch(repository, workers))
         async with grpc_listening(app.state.parts):
             yield
         loading.cancel()
         watching.cancel()
+        await workers.close()
         await repository.close(lifecycle.grace(settings.drain_timeout_ms / 1000))
         pool.shutdown(wait=False, cancel_futures=True)
         if tracing is not None:
@@ -110,6 +116,7 @@ def create_app(settings: Settings, opener: Opener | None = None) -> FastAPI:
         Intake(settings.max_intake_bytes),
         Keys(settings.api_keys.get_secret_value(), settings.api_keys_file, settings.rate_limit),
         tracing,
+        workers,
     )
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ExchangeMiddleware, lifecycle=lifecycle, metrics=metrics, tracing=tracing)
@@ -135,6 +142,14 @@ async def _take_into_service(
             log.info("open %s/ or try:\n\n  %s\n", settings.url, _curl(settings))
     if settings.model_control == "poll" and not lifecycle.fatal:
         await control.watch()
+
+
+async def _watch(repository: Repository, workers: Workers) -> None:
+    """Look after devices and workers for as long as the task lives."""
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        repository.watch(WATCH_SECONDS)
+        workers.watch(WATCH_SECONDS)
 
 
 def _curl(settings: Settings) -> str:

@@ -253,6 +253,11 @@ class Batcher:
         self._give_up(f"the device has not answered {self._name} for {self._patience:.1f} s")
         self._resolve([(ticket, ModelUnavailable()) for each in running for ticket in each.tickets])
 
+    def count(self, elsewhere: Statistics) -> None:
+        """Count what another process did with this model."""
+        with self._changed:
+            self.statistics.sum(elsewhere)
+
     def _refuse_when_closed(self) -> None:
         if self._dead:
             raise ModelUnavailable

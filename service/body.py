@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
 
 from service.errors import BodyTooLarge, ClientClosed, EmptyBody, MalformedMultipart
 from service.intake import Share
 
 
-async def read_body(request: Request, limit: int, share: Share) -> bytes:
+async def read_body(request: "Request", limit: int, share: Share) -> bytes:
     """The whole body, counted against a share of the memory for bodies.
 
     Raises:
@@ -30,6 +29,7 @@ async def read_body(request: Request, limit: int, share: Share) -> bytes:
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
+    from starlette.requests import Request
 
 
 # Fields beside the files, which are ignored; a bound on the work they make.
@@ -53,7 +53,7 @@ class Part:
     too_large: bool = False
 
 
-async def read_form(request: Request, name: str, limits: FormLimits, share: Share) -> list[Part]:
+async def read_form(request: "Request", name: str, limits: FormLimits, share: Share) -> list[Part]:
     """The parts of a multipart/form-data body that are called `name`, in order; parts with other names are ignored.
 
     Raises:
@@ -77,7 +77,7 @@ async def read_form(request: Request, name: str, limits: FormLimits, share: Shar
     return form.wanted
 
 
-async def _chunks(request: Request, limit: int, share: Share) -> AsyncIterator[bytes]:
+async def _chunks(request: "Request", limit: int, share: Share) -> AsyncIterator[bytes]:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise BodyTooLarge(f"The body has {declared} bytes; the limit is {limit}.")

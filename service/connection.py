@@ -5,6 +5,7 @@ uvicorn has it.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -13,13 +14,14 @@ import orjson
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
 from service.hang_up import EXTENSION
-from service.routes.short_way import PlainRequest, RawHeaders, Reply, ShortWay
+from service.plain_head import RawHeaders
+from service.routes.short_way import PlainRequest, Reply, ShortWay
 from service.unread import LINGER_SECONDS
+from service.workers import Workers
 
-# Longer than the idle time-outs of common balancers (60 s), so that they close idle connections, not this side.
-KEEP_ALIVE_SECONDS = 75
 CLOSING_SECONDS = 5.0
 # From a request's first byte to the end of its headers.
 HEADER_SECONDS = 10.0
@@ -47,9 +49,13 @@ class _PlainCycle:
 class Connection(HttpToolsProtocol):
     """uvicorn's, which also says at once that its client has hung up; a task that waited would cost 30 µs a request."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, received: bytes = b"", **kwargs: Any) -> None:
+        """As uvicorn's; `received` is what was read from the connection before it came here."""
         super().__init__(*args, **kwargs)
-        self._short_way: ShortWay = cast("FastAPI", self.config.app).state.short_way
+        state = cast("FastAPI", self.config.app).state
+        self._short_way: ShortWay = state.short_way
+        self._workers: Workers = state.parts.workers
+        self._received = received
         self._watchers: set[Callable[[], None]] = set()
         self._reading_headers = False
         self._header_bytes = 0
@@ -58,8 +64,14 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._header_limit = self.loop.call_later(KEEP_ALIVE_SECONDS, transport.close)
+        if self._received:
+            received, self._received = self._received, b""
+            self.data_received(received)
 
     def data_received(self, data: bytes) -> None:
+        if self._workers.handing_over and self._may_leave() and self._workers.take(self._descriptor(), data):
+            self.transport.abort()  # here; it goes on there
+            return
         begun = self._reading_headers
         super().data_received(data)
         if not self._reading_headers:
@@ -118,6 +130,23 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own, in plain text
         """What is no HTTP is answered as every other error."""
         self._refuse(400, "The request is not valid HTTP.")
+
+    def _may_leave(self) -> bool:
+        """Whether plain requests come on this connection, the last one is answered, and none has begun.
+
+        One that comes for the first time may be the only one, and is answered here; so is what a worker gave back.
+        """
+        return (
+            isinstance(self.cycle, _PlainCycle)
+            and self.cycle.response_complete
+            and not self._reading_headers
+            and self.scheme == "http"
+            and not self.transport.is_closing()
+            and not self.transport.get_write_buffer_size()
+        )
+
+    def _descriptor(self) -> int:
+        return cast("socket.socket", self.transport.get_extra_info("socket")).fileno()
 
     def _plain_request(self) -> PlainRequest | None:
         """What has to be answered the short way: a plain request, when its turn has come."""

@@ -9,15 +9,16 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from pydantic import RootModel, ValidationError
 
 from service.artifact import first_problem
-from service.errors import InvalidParameter, InvalidRequest, UnknownModel
+from service.errors import InvalidParameter, InvalidRequest, ServiceError, UnknownModel
 from service.folder import Location, RepositoryError, discover
 from service.golden import GoldenMismatch
 from service.lifecycle import EMPTY, FAILED, READY, Lifecycle
@@ -28,6 +29,7 @@ from service.runtime import DeviceError
 from service.settings import Settings
 from service.splits import Alias
 from service.watched import Fingerprint
+from service.workers import Offered, Workers, pays
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ class AliasesFile(RootModel[dict[Alias, int]]):
 class Control:
     """Loads and unloads, one model at a time."""
 
-    def __init__(self, settings: Settings, opener: Opener, repository: Repository, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, settings: Settings, opener: Opener, repository: Repository, lifecycle: Lifecycle, workers: Workers
+    ) -> None:
         self._folder = settings.models
         self._mode = settings.model_control
         self._poll_seconds = settings.model_poll_ms / 1000
@@ -50,6 +54,8 @@ class Control:
         self._opener = opener
         self._repository = repository
         self._lifecycle = lifecycle
+        self._workers = workers
+        self._default_model = settings.default_model
         self._tried: dict[Location, Fingerprint] = {}
         self._lock = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -62,7 +68,7 @@ class Control:
             found = await asyncio.to_thread(self._scan)
             if not found and self._mode == "none":
                 discover(self._folder)  # raises, with the line that says what to do
-            async with self._lock:
+            async with self._changing():
                 for location, seen in found.items():
                     await self._load(location, seen, self._lifecycle.enter)
                 self._repository.loading = False
@@ -87,7 +93,7 @@ class Control:
 
     async def _poll(self, settled: Mapping[Location, Fingerprint], gone: set[Location]) -> None:
         try:
-            async with self._lock:
+            async with self._changing():
                 await self._bring_in_line(settled, gone)
         except Exception:  # the next look may find the folder in order again
             log.exception("the folder of models could not be followed")
@@ -100,7 +106,7 @@ class Control:
             UnknownModel: there is no such model or version in the folder.
         """
         self._refuse_unless_explicit("load", name)
-        async with self._lock:
+        async with self._changing():
             every = await asyncio.to_thread(self._scan)
             found = {each: seen for each, seen in every.items() if _is(each, name, version)}
             if not found:
@@ -124,10 +130,11 @@ class Control:
             UnknownModel: it is not known.
         """
         self._refuse_unless_explicit("unload", name)
-        async with self._lock:
+        async with self._changing():
             known = {each for each in self._tried if _is(each, name, version)}
             if not known:
                 raise UnknownModel("There is no such model or version here; GET /models lists what is served.")
+            await self._workers.recall()
             retiring = [task for each in known if (task := self._withdraw(each))]
             await self._move_aliases()
             self._judge()
@@ -142,7 +149,7 @@ class Control:
             UnknownModel: the model is not in service.
         """
         self._refuse_unless_explicit("alias", name)
-        async with self._lock:
+        async with self._changing():
             if name not in self._repository.names():
                 raise UnknownModel("There is no such model here; GET /models lists what is served.")
             if version is not None and self._repository.version_of(name, version) is None:
@@ -151,8 +158,29 @@ class Control:
             if version is not None:
                 aliases[alias] = version
             await asyncio.to_thread(_write_aliases, self._folder / name / ALIASES_NAME, aliases)
+            await self._workers.recall()
             self._repository.aliases[name] = aliases
         log.info("alias %s of %s is %s", alias, name, version)
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """Change what is served, and let the workers have what is served then; they are recalled before it changes."""
+        async with self._lock:
+            try:
+                yield
+            finally:
+                self._workers.offer([each for name in self._repository.names() if (each := self._offered(name))])
+
+    def _offered(self, name: str) -> Offered | None:
+        """What workers are to answer for a model that they may answer for."""
+        model = self._repository.sole(name)
+        if model is None or not pays(model):
+            return None
+        try:
+            unnamed = self._repository.find(self._default_model).name
+        except ServiceError:
+            unnamed = ""
+        return Offered(model, (name, "") if name == unnamed else (name,))
 
     def _refuse_unless_explicit(self, action: str, name: str) -> None:
         if self._mode != "explicit":
@@ -164,6 +192,8 @@ class Control:
         changed = {location: each for location, each in found.items() if self._tried.get(location) != each}
         for location, seen in changed.items():
             await self._load(location, seen, lambda phase, where: log.debug("%s: %s", where, phase))
+        if gone:
+            await self._workers.recall()
         for location in gone:  # last, so that the version which takes over is there
             log.info("%s is gone from the folder", location)
             self._withdraw(location)
@@ -193,6 +223,7 @@ class Control:
             return
         finally:
             thread.shutdown(wait=False)
+        await self._workers.recall()
         replaced = self._repository.admit(loaded, self._lifecycle.fail)
         log.info("%s is in service after %.2f s", location, loaded.seconds)
         if replaced is not None:
@@ -222,6 +253,8 @@ class Control:
                 target = version if ready else before.get(alias, 0)
                 if self._repository.version_of(name, target) is not None:
                     after[alias] = target
+            if after != before:
+                await self._workers.recall()
             self._repository.aliases[name] = after
 
     def _say_if_stuck(self, complaint: str, *, stuck: bool) -> None:

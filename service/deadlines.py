@@ -1,10 +1,14 @@
-"""Deadlines are absolute, in seconds of `time.monotonic()`, so that every stage counts against the same one."""
+"""Deadlines are absolute, in seconds of `time.monotonic()`, so that every stage counts against the same one; and how
+long a connection may be idle."""
 
 import asyncio
 import time
 from types import TracebackType
 
 from service.errors import DeadlineExceeded
+
+# Longer than the idle time-outs of common balancers (60 s), so that they close idle connections, not this side.
+KEEP_ALIVE_SECONDS = 75
 
 
 class before:  # noqa: N801  it reads as the words `async with before(deadline)`

@@ -7,13 +7,16 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
-
-from starlette.requests import Request
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from service.errors import ClientClosed, Draining, InternalError, ServiceError
 from service.logs import FieldsRecord, with_fields
 from service.metrics import NO_MODEL, Metrics
 from service.tickets import Stages
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 log = logging.getLogger("service.request")
 
@@ -67,7 +70,10 @@ class Exchange:
         """Write the one line about this request; `method` is HTTP's, or gRPC."""
         if not log.isEnabledFor(level):
             return
-        fields = {
+        log.handle(FieldsRecord(log.name, level, partial(self._line, method, target)))
+
+    def _line(self, method: str, target: str) -> tuple[str, dict[str, Any]]:
+        return f"{method} {target!r} {self.status} {self.error_code}", {
             "request_id": self.request_id,
             "status": self.status,
             "code": self.error_code,
@@ -76,8 +82,6 @@ class Exchange:
             **({"trace_id": self.trace_id} if self.trace_id else {}),
             "ms": {stage: round(seconds * 1000, 3) for stage, seconds in self.timing.items()},
         }
-        message = f"{method} {target!r} {self.status} {self.error_code}"
-        log.handle(FieldsRecord(log.name, level, message, fields))
 
     def log_failure(self, error: ServiceError) -> None:
         """The reason of a failure of ours, with its traceback, under the request id that the caller was given."""
@@ -110,7 +114,7 @@ def speaks_inference_protocol(path: str) -> bool:
     return path == "/v2" or path.startswith("/v2/")
 
 
-def exchange_of(request: Request) -> Exchange:
+def exchange_of(request: "Request") -> Exchange:
     """The exchange that the middleware opened for this request."""
     exchange: Exchange = request.scope["state"]["exchange"]
     return exchange

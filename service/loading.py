@@ -14,8 +14,9 @@ from service.cpus import yield_to_others
 from service.folder import Location
 from service.golden import GoldenMismatch, replay
 from service.lifecycle import LOADING
-from service.opening import Opener
+from service.opening import Opener, state
 from service.runtime import Backend, DeviceError
+from service.watched import Fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,10 @@ EXPECTED_FAILURES = (ArtifactError, GoldenMismatch, DeviceError, OSError)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that passed its golden replay and its warm-up."""
+    """A model that passed its golden replay and its warm-up; `files` is the state of its files before it was opened."""
 
     location: Location
+    files: Fingerprint
     card: ModelCard
     backend: Backend
     costs: Costs
@@ -53,6 +55,7 @@ def load(
         ArtifactError, GoldenMismatch, DeviceError, OSError: why this model cannot be served.
     """
     progress(LOADING)
+    files = state(location)
     backend, card, seconds_to_open = opener.open(location)
     opened_at = time.monotonic()
     if beside_traffic:
@@ -66,7 +69,7 @@ def load(
     costs = _warm_up(backend, card, backend.input.shape[0] or max_batch, progress)
     backend.keep(costs.arrangements)
     seconds = seconds_to_open + time.monotonic() - opened_at
-    return LoadedModel(location, card, backend, costs, head, difference, seconds)
+    return LoadedModel(location, files, card, backend, costs, head, difference, seconds)
 
 
 def _check_shapes(backend: Backend, card: ModelCard) -> None:

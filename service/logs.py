@@ -4,6 +4,9 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal, TextIO
 
 import orjson
@@ -11,28 +14,38 @@ import orjson
 TEXT = "%(asctime)s %(levelname)-7s %(request_id)s %(name)s: %(message)s"
 # Longest time that a line stays in the process; less would cost more, and nobody reads along that fast.
 FLUSH_SECONDS = 0.05
+LogFormat = Literal["json", "text"]
+# Characters that a pipe takes in one piece if they are ASCII (PIPE_BUF is 4,096 bytes on Linux).
+PIECE = 4000
 # What any formatter may ask of a record.
 _BLANK = logging.LogRecord("", logging.NOTSET, "", 0, "", None, None).__dict__
 
 
 class FieldsRecord(logging.LogRecord):
-    """A record with fields beside its message, made without looking for caller, thread and process.
+    """A record with fields beside its message, which are asked for when the line is written, after the request.
 
-    That takes logging longer than all else that is done for a request's line.
+    It is made without looking for caller, thread and process: that takes logging longer than all else that is done for
+    a request's line.
     """
 
-    def __init__(self, name: str, level: int, message: str, fields: dict[str, Any]) -> None:
+    _describe: Callable[[], tuple[str, dict[str, Any]]]
+
+    def __init__(self, name: str, level: int, describe: Callable[[], tuple[str, dict[str, Any]]]) -> None:
         now = time.time()
         self.__dict__ = _BLANK | {
             "name": name,
             "levelno": level,
             "levelname": logging.getLevelName(level),
-            "msg": message,
             "created": now,
             "msecs": now % 1 * 1000,
-            "request_id": fields.get("request_id", "-"),
-            "fields": fields,
+            "_describe": describe,
         }
+
+    def getMessage(self) -> str:  # noqa: N802  logging names it
+        """The message; every formatter asks for it first."""
+        message, self.fields = self._describe()
+        self.request_id = self.fields.get("request_id", "-")
+        return message
 
 
 def with_fields(**fields: Any) -> dict[str, Any]:
@@ -40,7 +53,7 @@ def with_fields(**fields: Any) -> dict[str, Any]:
     return {"fields": fields, "request_id": fields.get("request_id", "-")}
 
 
-def configure_logging(log_format: Literal["json", "text"], level: str) -> None:
+def configure_logging(log_format: LogFormat, level: str) -> None:
     """Send every log record of this process, uvicorn's included, through one handler."""
     handler = _StandardOutput()
     handler.setFormatter(
@@ -57,24 +70,50 @@ def configure_logging(log_format: Literal["json", "text"], level: str) -> None:
 class _StandardOutput(logging.StreamHandler[TextIO]):
     """Writes what is merely informative with the next line that matters, or after FLUSH_SECONDS.
 
-    To write each request's line by itself costs as much as to make it.
+    To make and write each request's line by itself costs twice as much. Whole lines are written, in pieces that a pipe
+    takes as one: worker processes write to the same one.
     """
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
+        self._records: deque[logging.LogRecord] = deque()
+        self._writing = threading.Lock()
         self._due = threading.Event()
         threading.Thread(target=self._flush_when_due, name="log flush", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; `logging` holds the handler's lock."""
+        self._records.append(record)
+        if record.levelno > logging.INFO or self.stream.isatty():
+            self.flush()
+        elif not self._due.is_set():
+            self._due.set()
+
+    def flush(self) -> None:
+        """Write what there is."""
+        with self._writing:
+            piece = ""
+            while self._records:
+                line = self._line(self._records.popleft())
+                if len(piece) + len(line) > PIECE:
+                    self._write(piece)
+                    piece = ""
+                piece += line
+            self._write(piece)
+
+    def _line(self, record: logging.LogRecord) -> str:
         try:
-            self.stream.write(self.format(record) + self.terminator)
-            if record.levelno > logging.INFO or self.stream.isatty():
-                self.flush()
-            elif not self._due.is_set():
-                self._due.set()
+            return self.format(record) + self.terminator
         except Exception:
             self.handleError(record)
+            return ""
+
+    def _write(self, piece: str) -> None:
+        try:
+            self.stream.write(piece)
+            self.stream.flush()
+        except Exception:  # whoever reads is gone, and the service goes on
+            self.handleError(logging.makeLogRecord({}))
 
     def _flush_when_due(self) -> None:
         while self._due.wait():
@@ -89,7 +128,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
         line = {
-            "time": self.formatTime(record),
+            "time": f"{_to_the_second(int(record.created))},{int(record.msecs):03d}",
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
@@ -98,3 +137,8 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exc_info"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str).decode()
+
+
+@lru_cache(2)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -4,9 +4,9 @@ Stages are recorded where they end. Gauges that count live things read them at s
 No label takes a value that a caller chooses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -14,29 +14,9 @@ from prometheus_client.process_collector import ProcessCollector
 from service.artifact import ModelCard
 from service.costs import Costs
 from service.errors import ERRORS
+from service.histogram import Histogram
+from service.tally import BATCH_SIZES, PROBABILITIES, SECONDS, STAGES, Tally
 
-STAGES = ("decode", "queue", "inference", "respond")
-# 100 µs to 10 s: a GPU's batch and an overloaded CPU's queue both fall between two bounds, not past the last one.
-SECONDS = (
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-)
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-PROBABILITIES = tuple(tenth / 10 for tenth in range(1, 11))
 DEVICE_FAILURES = ("run_failed", "out_of_memory", "hung", "lost")
 CACHE_RESULTS = ("hit", "miss", "coalesced")
 MAX_LABELS = 1000
@@ -64,13 +44,13 @@ class Metrics:
             "From the request's headers to the answer's first byte.",
             buckets=SECONDS,
             registry=registry,
-        )
+        ).labels()
         self._stage_seconds = Histogram(
             "classify_stage_seconds", "Time in each stage.", ["stage"], buckets=SECONDS, registry=registry
         )
         self.batch_size = Histogram(
             "classify_batch_size", "Images in each batch that ran.", buckets=BATCH_SIZES, registry=registry
-        )
+        ).labels()
         self._rejected = Counter(
             "classify_rejected",
             "Requests and images without an answer, by error code.",
@@ -88,7 +68,7 @@ class Metrics:
             "Probability of the most probable label.",
             buckets=PROBABILITIES,
             registry=registry,
-        )
+        ).labels()
         self._model_info = Gauge(
             "model_info",
             "1 for each model in service.",
@@ -147,6 +127,7 @@ class Metrics:
             "classify_queue_depth", "Images admitted and waiting for the device.", registry=registry
         )
         self._in_flight = Gauge("classify_images_in_flight", "Images admitted and not yet answered.", registry=registry)
+        self._http_workers = Gauge("service_http_workers", "Processes that answer beside this one.", registry=registry)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         # Series that exist from the start let an alert tell "never happened" from "not scraped".
@@ -174,9 +155,30 @@ class Metrics:
 
     def predicted(self, model: str, label: str, probability: float) -> None:
         """Count an image's most probable label and its probability."""
-        known = label if label in self._labels[model] else OTHER_LABEL
-        self._child(self._predictions, model, known).inc()
+        self._count_label(model, label)
         self._confidence.observe(probability)
+
+    def _count_label(self, model: str, label: str, images: int = 1) -> None:
+        known = label if label in self._labels[model] else OTHER_LABEL
+        self._child(self._predictions, model, known).inc(images)
+
+    def add(self, tally: Tally) -> None:
+        """Count what a worker has measured; what it says of each model is for `add_answers`."""
+        self._request_seconds.add(tally.requests)
+        self._confidence.add(tally.confidence)
+        self.batch_size.add(tally.batches)
+        for stage, observed in tally.stages.items():
+            self._stages[stage].add(observed)
+
+    def add_answers(self, model: str, version: int, images_by_label: Mapping[str, int]) -> None:
+        """Count requests that a worker has answered, an image each."""
+        self._child(self._requests, model, str(version), 200).inc(sum(images_by_label.values()))
+        for label, images in images_by_label.items():
+            self._count_label(model, label, images)
+
+    def watch_workers(self, count: Callable[[], int]) -> None:
+        """Read from this function, at each scrape, how many workers answer."""
+        self._http_workers.set_function(count)
 
     def _child(self, counter: Counter, *labels: str | int) -> Counter:
         """The series with these labels; looking it up by `labels()` takes longer than counting."""

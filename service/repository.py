@@ -20,11 +20,9 @@ from service.memory import give_back
 from service.metrics import Metrics
 from service.runtime import Backend
 from service.splits import Alias, Split, Version
+from service.watched import Fingerprint
 
 log = logging.getLogger(__name__)
-
-# Between two looks at the devices.
-WATCH_SECONDS = 0.25
 
 
 @dataclass(eq=False)
@@ -36,6 +34,8 @@ class ServedModel:
 
     name: str
     version: int
+    location: Location
+    files: Fingerprint
     card: ModelCard
     device: str
     head: Head | None
@@ -152,6 +152,11 @@ class Repository:
         newest = max((version for served, version in self._served if served == name), default=0)
         return self._served.get((name, newest))
 
+    def sole(self, name: str) -> ServedModel | None:
+        """What every request for this model gets that asks for no version; None where it depends on the caller's key,
+        or another version sees it too."""
+        return None if name in self._canaries or name in self._shadows else self._default(name, "")
+
     def names(self) -> list[str]:
         """The names of all models, in service or not."""
         return sorted({model.name for model in self} | {location.name for location in self.failed})
@@ -188,6 +193,8 @@ class Repository:
         self._served[name, version] = ServedModel(
             name=name,
             version=version,
+            location=model.location,
+            files=model.files,
             card=card,
             device=model.backend.device,
             head=model.head,
@@ -225,12 +232,10 @@ class Repository:
         self._metrics.load_failed(location.name, location.version, "golden" if mismatch else "other")
         log.error("%s is not loaded: %s", location, reason)
 
-    async def watch(self) -> None:
-        """Look after every device for as long as the task lives."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            for model in [*self, *self._retiring]:
-                model.batcher.watch(WATCH_SECONDS)
+    def watch(self, elapsed: float) -> None:
+        """Look after every device, `elapsed` seconds after the last look."""
+        for model in [*self, *self._retiring]:
+            model.batcher.watch(elapsed)
 
     async def close(self, grace: float) -> None:
         """Answer what is queued, then free every model."""

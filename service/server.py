@@ -14,15 +14,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.connection import KEEP_ALIVE_SECONDS, Connection
+from service.connection import Connection
+from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import StartError
 from service.lifecycle import Lifecycle
+from service.routes.dependencies import Parts
 from service.settings import Settings
 from service.tls import Certificate
 
@@ -62,7 +65,7 @@ def serve(app: FastAPI, settings: Settings) -> str:
         backlog=BACKLOG,
         ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
     )
-    server = _DrainingServer(config, lifecycle, settings.drain_delay_ms / 1000, listeners, certificate)
+    server = _DrainingServer(config, app.state.parts, settings.drain_delay_ms / 1000, listeners, certificate)
     for listener in listeners:
         log.info("listening on %s://%s:%d", "https" if certificate else "http", *listener.getsockname()[:2])
     server.run(sockets=listeners)
@@ -90,13 +93,15 @@ class _DrainingServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        lifecycle: Lifecycle,
+        parts: Parts,
         drain_delay: float,
         listeners: list[socket.socket],
         certificate: Certificate | None,
     ) -> None:
         super().__init__(config)
-        self._lifecycle = lifecycle
+        self._lifecycle = parts.lifecycle
+        self._workers = parts.workers
+        self._workers.connect = self._connect
         self._drain_delay = drain_delay
         self._listeners = listeners
         self._certificate = certificate
@@ -114,6 +119,8 @@ class _DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: is it time to stop?"""
         drained_at = self._lifecycle.draining_since
+        if drained_at is not None:
+            await self._workers.retire()  # what they would answer now would not end with a closed connection
         if drained_at is not None and time.monotonic() >= drained_at + self._drain_delay:
             self.should_exit = True
         if self._certificate is not None:
@@ -125,6 +132,7 @@ class _DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening without resetting anybody, wait for requests on their way, then let uvicorn finish."""
         self._lifecycle.drain()
+        await self._workers.retire()
         log.info("draining: answering what is in flight")
         await self._stop_listening()
         give_up = time.monotonic() + LAST_REQUEST_SECONDS
@@ -143,12 +151,19 @@ class _DrainingServer(uvicorn.Server):
             listener.shutdown(socket.SHUT_RDWR)
         for server in self.servers:
             server.close()
-        loop = asyncio.get_running_loop()
         for connection in accepted:
-            await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
+            await self._connect(connection)
 
-    def _protocol(self) -> asyncio.Protocol:
-        return Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+    async def _connect(self, connection: socket.socket, received: bytes = b"") -> None:
+        """Serve a connection of which so much was received."""
+        protocol = partial(
+            Connection,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            received=received,
+        )
+        await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=self.config.ssl)
 
 
 def _accepted(listener: socket.socket) -> Iterator[socket.socket]:

@@ -65,6 +65,11 @@ class Settings(BaseSettings):
     threads: NotNegative = Field(
         0, description="CPU threads of the model and of decoding each; 0 takes the CPUs granted"
     )
+    http_workers: Literal["auto"] | NotNegative = Field(
+        "auto",
+        description="processes that answer beside this one for networks which take less time than HTTP; "
+        "auto: one for each of several threads; 0: none",
+    )
     max_batch_size: Positive = Field(32, description="most images in one run of the model")
     max_queue: Positive = Field(256, description="most images admitted and waiting for one model; more get 429")
     request_timeout_ms: Positive = Field(30_000, description="deadline of a request that names none, in ms")

@@ -18,6 +18,11 @@ class Duration:
         self.count += 1
         self.ns += round(seconds * 1e9)
 
+    def sum(self, other: "Duration") -> None:
+        """All of another's."""
+        self.count += other.count
+        self.ns += other.ns
+
     def to_json(self) -> dict[str, int]:
         """As the protocol writes it."""
         return {"count": self.count, "ns": self.ns}
@@ -47,3 +52,17 @@ class Statistics:
             self.inferences += len(queued)
             self.executions += 1
             self.batches[len(queued)].add(seconds)
+
+    def sum(self, other: "Statistics") -> None:
+        """What another process has done beside."""
+        self.last_inference_ms = max(self.last_inference_ms, other.last_inference_ms)
+        self.inferences += other.inferences
+        self.executions += other.executions
+        for own, others in (
+            (self.success, other.success),
+            (self.fail, other.fail),
+            (self.queue, other.queue),
+            (self.infer, other.infer),
+            *((self.batches[size], each) for size, each in other.batches.items()),
+        ):
+            own.sum(others)

@@ -1,10 +1,13 @@
 """The images in a request: which media types are taken, and what each upload amounts to."""
 
-from starlette.requests import Request
+from typing import TYPE_CHECKING
 
 from service.body import FormLimits, Part, read_body, read_form
 from service.errors import BodyTooLarge, EmptyBody, InvalidParameter, ServiceError, UnsupportedMediaType
 from service.intake import Share
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 FORM = "multipart/form-data"
 OCTETS = "application/octet-stream"
@@ -12,7 +15,7 @@ OCTETS = "application/octet-stream"
 FORM_OVERHEAD = 64 * 2**10
 
 
-async def read_image(request: Request, limits: FormLimits, share: Share) -> bytes:
+async def read_image(request: "Request", limits: FormLimits, share: Share) -> bytes:
     """The one encoded image of a request: its body, or its only part `file`.
 
     Raises:
@@ -29,7 +32,7 @@ async def read_image(request: Request, limits: FormLimits, share: Share) -> byte
     raise UnsupportedMediaType(f"Send the image with Content-Type image/*, {OCTETS}, or as part `file` of {FORM}.")
 
 
-async def read_images(request: Request, limits: FormLimits, share: Share) -> list[bytes | ServiceError]:
+async def read_images(request: "Request", limits: FormLimits, share: Share) -> list[bytes | ServiceError]:
     """The parts `files` of a form, in order; an empty or too large one is an error in its place.
 
     Raises:
@@ -55,7 +58,7 @@ def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-async def _only_file(request: Request, limits: FormLimits, share: Share) -> bytes:
+async def _only_file(request: "Request", limits: FormLimits, share: Share) -> bytes:
     parts = await read_form(
         request, "file", FormLimits(limits.part_bytes + FORM_OVERHEAD, limits.part_bytes, limits.files), share
     )

@@ -18,6 +18,7 @@ from service.pipeline import Pipeline
 from service.repository import Repository
 from service.settings import Settings
 from service.tracing import Tracing
+from service.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Parts:
     intake: Intake
     keys: Keys
     tracing: Tracing | None
+    workers: Workers
 
 
 async def _parts(request: Request) -> Parts:

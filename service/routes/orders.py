@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from service.answer import DEFAULT_TOP_K
 from service.body import FormLimits
 from service.errors import InvalidParameter
 from service.exchange import Exchange
@@ -12,8 +13,6 @@ from service.routes.dependencies import Parts
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.settings import Settings
 from service.tickets import Priority
-
-DEFAULT_TOP_K = 5
 
 
 def asked_model(query: ClassifyQuery, headers: ClassifyHeaders, exchange: Exchange, service: Parts) -> ServedModel:

@@ -9,39 +9,27 @@ or comes in chunks) is left to the documented route before a byte of the body is
 import asyncio
 import logging
 import time
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import parse_qsl
 
 import orjson
-from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from service.errors import PROBLEM_JSON, ServiceError
 from service.exchange import Exchange, request_id
 from service.hang_up import OnHangUp
 from service.intake import Share
+from service.plain_head import METHOD, PATH, RawHeaders, plain_length, read_headers, read_query
 from service.routes.dependencies import Parts
 from service.routes.orders import answer_body, asked_model, last_byte, order_for
 from service.routes.problems import problem_headers, told
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.tracing import trace_id, trace_response
-from service.uploads import is_image
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-METHOD, PATH = "POST", "/classify"
-_TARGET = PATH.encode()
 # A body that is refused is read to its end all the same, which a larger one is not worth.
 MOST_BYTES = 2**20
-_MOST_DIGITS = len(str(MOST_BYTES))
-# What one parameter or header says is asked again and again; what a caller varies at will must not fill the memory.
-REMEMBERED = 256
-# Of these each needs more than to read a body and answer.
-_NOT_PLAIN = (b"transfer-encoding", b"expect", b"upgrade")
-
-RawHeaders = list[tuple[bytes, bytes]]
 
 
 class Reply(NamedTuple):
@@ -101,13 +89,13 @@ class ShortWay:
 
     def plain(self, method: bytes, target: bytes, headers: RawHeaders) -> PlainRequest | None:
         """A request of which the head has arrived, or None if it has to go the documented way."""
-        path, _, query_string = target.partition(b"?")
-        if path != _TARGET or method != b"POST" or b"#" in query_string:
+        query = read_query(method, target)
+        if query is None:
             return None
         sent = dict(headers)
-        query = _query(query_string)
-        stated = _headers(sent.get(b"x-priority"), sent.get(b"x-canary-key"))
-        if query is None or stated is None or not self._is_plain(headers, sent):
+        stated = read_headers(sent)
+        most = min(MOST_BYTES, self._service.settings.max_image_bytes)
+        if stated is None or plain_length(headers, sent, most) is None or not self._is_authorised(headers):
             return None
         sent_id = sent.get(b"x-request-id")
         exchange = Exchange(request_id(sent_id.decode("latin-1") if sent_id else None))
@@ -139,19 +127,9 @@ class ShortWay:
         if request.span is not None and self._service.tracing is not None:
             self._service.tracing.end(request.span, request.exchange)
 
-    def _is_plain(self, headers: RawHeaders, sent: dict[bytes, bytes]) -> bool:
-        length = sent.get(b"content-length", b"")
-        return (
-            len(sent) == len(headers)  # which of a repeated header counts is for the frameworks to say
-            and length.isdigit()
-            and len(length) <= _MOST_DIGITS
-            and 0 < int(length) <= min(MOST_BYTES, self._service.settings.max_image_bytes)
-            and not any(name in sent for name in _NOT_PLAIN)
-            and is_image(sent.get(b"content-type", b"").decode("latin-1"))
-            and (not self._service.keys or self._is_authorised(headers))
-        )
-
     def _is_authorised(self, headers: RawHeaders) -> bool:
+        if not self._service.keys:
+            return True
         try:
             self._service.keys.check(Headers(raw=headers))
         except ServiceError:
@@ -184,25 +162,3 @@ def _reply(request: PlainRequest, status: int, headers: RawHeaders, body: bytes)
     if request.span is not None:
         headers.append((b"traceresponse", trace_response(request.span).encode()))
     return Reply(status, headers, body)
-
-
-@lru_cache(REMEMBERED)
-def _query(query_string: bytes) -> ClassifyQuery | None:
-    pairs = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)
-    if len(dict(pairs)) != len(pairs):
-        return None
-    try:
-        return ClassifyQuery.model_validate(dict(pairs))
-    except ValidationError:
-        return None
-
-
-@lru_cache(REMEMBERED)
-def _headers(priority: bytes | None, canary_key: bytes | None) -> ClassifyHeaders | None:
-    sent = {"x_priority": priority, "x_canary_key": canary_key}
-    try:
-        return ClassifyHeaders.model_validate(
-            {name: value.decode("latin-1") for name, value in sent.items() if value is not None}
-        )
-    except ValidationError:
-        return None

@@ -70,7 +70,19 @@ def running(
     `module` is what Python runs, with its first arguments; `output` is where it writes instead of its log.
     """
     port = free_port()
-    command = [sys.executable, "-m", *module, "--models", str(models), "--port", str(port), *flags]
+    # Workers are for the tests of them: starting them takes longer than most tests do. A flag in `flags` wins.
+    command = [
+        sys.executable,
+        "-m",
+        *module,
+        "--models",
+        str(models),
+        "--port",
+        str(port),
+        "--http-workers",
+        "0",
+        *flags,
+    ]
     with (
         tempfile.NamedTemporaryFile(prefix="resnet-serve-", suffix=".log") as log,
         open(output or log.name, "wb") as to,

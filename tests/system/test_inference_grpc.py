@@ -206,7 +206,11 @@ def test_a_call_is_counted_logged_and_named_as_a_request_over_rest(
     assert dict(call.trailing_metadata())["x-request-id"] == "find-me"
     after = server.metric(COUNTED % 200), server.metric('classify_stage_seconds_count{stage="respond"}')
     assert after == (before[0] + 1, before[1] + 1)
-    records = [json.loads(line) for line in server.log.read_text().splitlines() if "find-me" in line]
+    give_up = time.monotonic() + 5  # a line is written up to 50 ms later
+    while not (lines := [line for line in server.log.read_text().splitlines() if "find-me" in line]):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    records = [json.loads(line) for line in lines]
     assert [(each["status"], each["model"], each["logger"]) for each in records] == [(200, MODEL, "service.request")]
     assert set(records[0]["ms"]) == {"decode", "queue", "inference", "respond", "total"}
 

@@ -1,10 +1,7 @@
 """The plain `POST /classify`, answered by the connection itself: as the documented route would, however it arrives."""
 
-import socket
 import time
 from collections.abc import Iterator
-from http.client import HTTPResponse
-from io import BytesIO
 from pathlib import Path
 
 import httpx2
@@ -13,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.system.server import Server, running
+from tests.system.wire import answers, connected, is_closed, request
 
 VOLATILE = {"x-request-id", "server-timing", "date", "content-length"}
 
@@ -26,54 +24,6 @@ def server(digits_models: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def image(seven: Path) -> bytes:
     return seven.read_bytes()
-
-
-def connected(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
-
-
-def request(body: bytes, *headers: str, target: str = "/classify") -> bytes:
-    head = [f"POST {target} HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(body)}", *headers]
-    return "\r\n".join([*head, "", ""]).encode() + body
-
-
-class _Received:
-    """What http.client needs of a socket."""
-
-    def __init__(self, data: bytes) -> None:
-        self._file = BytesIO(data)
-
-    def makefile(self, _: str) -> BytesIO:
-        return self._file
-
-
-def answers(connection: socket.socket, count: int) -> list[tuple[int, dict[str, str], bytes]]:
-    """Status, headers and body of so many answers, and nothing after them."""
-    received = b""
-    found: list[tuple[int, dict[str, str], bytes]] = []
-    while len(found) < count:
-        data = connection.recv(2**16)
-        assert data, f"closed after {len(found)} of {count} answers"
-        received += data
-        while b"\r\n\r\n" in received:
-            response = HTTPResponse(_Received(received))  # type: ignore[arg-type]
-            response.begin()
-            length, head = int(response.headers["content-length"]), received.index(b"\r\n\r\n") + 4
-            if len(received) < head + length:
-                break
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            found.append((response.status, headers, received[head : head + length]))
-            received = received[head + length :]
-    assert not received
-    return found
-
-
-def is_closed(connection: socket.socket, within: float) -> bool:
-    connection.settimeout(within)
-    try:
-        return connection.recv(1) == b""
-    except TimeoutError:
-        return False
 
 
 @pytest.mark.parametrize(

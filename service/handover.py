@@ -1,0 +1,123 @@
+"""What the server and a worker process tell each other, and how a connection goes from one to the other.
+
+Both ends of a pair of Unix sockets send whole messages, in order; a connection's file descriptor travels with the bytes
+that were read from it and not answered.
+"""
+
+import socket
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from pydantic import TypeAdapter
+
+from service.logs import LogFormat
+from service.tally import Tally
+from service.watched import Fingerprint
+
+# What any Linux has room for in a Unix socket; nothing that is sent is longer.
+MOST_BYTES = 2**17
+_DESCRIPTOR = struct.Struct("i")
+
+
+class Kind(Enum):
+    """What a message says, and who says it."""
+
+    SETUP = b"S"  # server, once: how to work (Setup)
+    OFFER = b"O"  # server: the models to answer for from now on (list[Route])
+    READY = b"Y"  # worker: they are loaded and proved
+    UNABLE = b"U"  # worker: they are not, and why (text)
+    CONNECTION = b"C"  # server: a connection to answer
+    BACK = b"B"  # worker: one that goes back
+    CLOSED = b"X"  # worker: one that has ended
+    SPARE = b"P"  # server: give so many idle ones back (a number)
+    RECALL = b"R"  # server: give all connections back
+    IDLE = b"I"  # worker: that is done
+    TALLY = b"T"  # worker: what was measured since the last one (Tally); also a sign of life
+
+
+class Message(NamedTuple):
+    """What was received."""
+
+    kind: Kind
+    content: bytes
+    connection: socket.socket | None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker has to know of the settings."""
+
+    log_format: LogFormat
+    log_level: str
+    max_image_bytes: int
+    max_image_pixels: int
+    keep_alive_seconds: float
+    api_keys: str
+    api_keys_file: str
+    signers: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """A model that workers answer for: under the names in `asked`, where "" stands for requests that name none.
+
+    `number` is the load that the server has in service, of files whose state was `seen`.
+    """
+
+    name: str
+    version: int
+    number: int
+    path: str
+    seen: Fingerprint
+    asked: tuple[str, ...]
+    batch_size: int
+
+
+SETUP = TypeAdapter(Setup)
+ROUTES = TypeAdapter(list[Route])
+TALLY = TypeAdapter(Tally)
+
+
+class Channel:
+    """One end of the way between the server and a worker."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def fileno(self) -> int:
+        """For polling."""
+        return self._end.fileno()
+
+    def send(self, kind: Kind, content: bytes = b"", connection: int | None = None) -> None:
+        """Send a message, and a connection by its file descriptor, which stays open here.
+
+        Raises:
+            BlockingIOError: the other end is behind, and this one does not wait.
+            OSError: there is no other end.
+        """
+        descriptors = [] if connection is None else [connection]
+        socket.send_fds(self._end, [kind.value, content], descriptors)
+
+    def receive(self, *, wait: bool = False) -> Message | None:
+        """The next message; None when the other end is gone.
+
+        Raises:
+            BlockingIOError: there is none at the moment.
+        """
+        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        try:
+            # Not by socket.recv_fds, which ignores its flags.
+            data, ancillary, *_ = self._end.recvmsg(1 + MOST_BYTES, socket.CMSG_LEN(_DESCRIPTOR.size), flags)
+        except ConnectionResetError:
+            return None
+        if not data:
+            return None
+        descriptors = [_DESCRIPTOR.unpack(each)[0] for _, _, each in ancillary]
+        connection = socket.socket(fileno=descriptors[0]) if descriptors else None
+        return Message(Kind(data[:1]), data[1:], connection)
+
+    def close(self) -> None:
+        """The other end learns by it that this one is gone."""
+        self._end.close()

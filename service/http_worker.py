@@ -1,0 +1,361 @@
+"""A worker: a process of one thread that answers the simplest requests, for networks that take less than HTTP does.
+
+    poll -> read -> decode -> run a batch -> answer
+
+Its server hands it connections on which such requests come, and gets back each one on which anything else does: another
+request, an image that is large or cannot be decoded, a caller who sends slowly. So a worker only ever answers 200, and
+every other answer has one place. What arrives while a batch runs is the next batch.
+"""
+
+import email.utils
+import logging
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from service.access import Keys
+from service.answer import DEFAULT_TOP_K, Prediction, top_predictions_of_each
+from service.artifact import ModelCard
+from service.errors import ServiceError
+from service.exchange import Exchange, request_id
+from service.folder import Location
+from service.golden import replay
+from service.handover import ROUTES, SETUP, TALLY, Channel, Kind, Message, Route, Setup
+from service.image import QUICK_BYTES, preprocess, quick
+from service.loading import EXPECTED_FAILURES
+from service.logs import configure_logging
+from service.memory import give_back, settle, use_few_arenas
+from service.opening import Opener, state
+from service.plain_head import METHOD, PATH, NotSimple, SimpleRequest, simple_request
+from service.runtime import Backend, open_onnx
+from service.signatures import Signers
+from service.tally import Tally
+from service.tickets import Pixels, Stages
+
+log = logging.getLogger(__name__)
+
+RECEIVE_BYTES = 2**15
+# The rest of a request that has begun to arrive is waited for so long; to wait longer is for the server.
+REST_SECONDS = 0.1
+# How soon the server hears what was counted, and how often it hears anything at all.
+TALLY_SECONDS = 0.1
+SIGN_OF_LIFE_SECONDS = 0.5
+
+
+@dataclass(eq=False, slots=True)
+class _Model:
+    """A model that is answered for."""
+
+    route: Route
+    card: ModelCard
+    backend: Backend
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """`since` is when the first byte of what is unanswered came, or the last answer went."""
+
+    socket: socket.socket
+    since: float
+    received: bytes = b""
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    """A request whose image is decoded; `decoded_at` is in seconds of `time.monotonic()`."""
+
+    connection: _Connection
+    model: _Model
+    exchange: Exchange
+    top_k: int
+    pixels: Pixels
+    decoded_at: float
+
+    @property
+    def decode_seconds(self) -> float:
+        return self.decoded_at - self.exchange.started
+
+
+class Worker:
+    """The connections and the models of this process, and its end of the channel to the server."""
+
+    def __init__(self, channel: Channel, setup: Setup) -> None:
+        """Nothing is answered before the server has offered models.
+
+        Raises:
+            StartError: the keys or the trusted signers cannot be read.
+        """
+        self._channel = channel
+        self._keys = Keys(setup.api_keys, Path(setup.api_keys_file) if setup.api_keys_file else None)
+        self._max_bytes = min(QUICK_BYTES, setup.max_image_bytes)
+        self._max_pixels = setup.max_image_pixels
+        self._keep_alive_seconds = setup.keep_alive_seconds
+        signers = Signers(Path(setup.signers)) if setup.signers else None
+        self._opener = Opener(lambda path: open_onnx(path, "cpu", threads=1), signers)
+        self._models: dict[str, _Model] = {}
+        self._connections: dict[int, _Connection] = {}
+        self._arrived: list[_Request] = []
+        self._tally = Tally()
+        self._told_at = self._looked_at = time.monotonic()
+        self._poll = select.epoll()
+        self._poll.register(channel.fileno(), select.EPOLLIN)
+
+    def work(self) -> None:
+        """Answer until the server is gone. After a failure of its own the server has all connections, and may try."""
+        try:
+            while True:
+                self._turn({descriptor for descriptor, _ in self._poll.poll(TALLY_SECONDS)})
+        except (EOFError, BrokenPipeError):
+            return
+        except Exception:
+            self._return_all()
+            raise
+
+    def _turn(self, ready: set[int]) -> None:
+        for descriptor in ready & self._connections.keys():
+            self._read(self._connections[descriptor])
+        if self._channel.fileno() in ready:
+            for order in self._orders():
+                self._follow(order)
+        self._answer_arrived()
+        self._look_after_connections()
+        self._tell()
+
+    def _orders(self) -> Iterator[Message]:
+        """What the server has said; EOFError when it is gone."""
+        while True:
+            try:
+                message = self._channel.receive()
+            except BlockingIOError:
+                return
+            if message is None:
+                raise EOFError
+            yield message
+
+    def _follow(self, order: Message) -> None:
+        if order.connection is not None:
+            self._take(order.connection, order.content)
+        elif order.kind is Kind.OFFER:
+            self._load(ROUTES.validate_json(order.content))
+        elif order.kind is Kind.SPARE:
+            idle = [connection for connection in self._connections.values() if not connection.received]
+            for connection in idle[: int(order.content)]:
+                self._return(connection)
+        elif order.kind is Kind.RECALL:
+            self._answer_arrived()
+            self._return_all()
+            self._tell(at_once=True)
+            self._channel.send(Kind.IDLE)
+
+    def _load(self, routes: list[Route]) -> None:
+        """Answer for these models from now on, and for no others."""
+        loaded = {model.route.number: model for model in self._models.values()}
+        self._models = {}
+        try:
+            for route in routes:
+                known = loaded.get(route.number)
+                model = _Model(route, known.card, known.backend) if known else self._opened(route)
+                self._models |= dict.fromkeys(route.asked, model)
+        except EXPECTED_FAILURES as error:
+            self._channel.send(Kind.UNABLE, str(error).encode())
+            return
+        loaded.clear()
+        settle()
+        give_back()
+        self._channel.send(Kind.READY)
+
+    def _opened(self, route: Route) -> _Model:
+        """The model, proved again: what this process answers is what was trained, too."""
+        location = Location(route.name, route.version, Path(route.path))
+        opened = self._opener.open(location)
+        if state(location) != route.seen:
+            raise OSError(f"{location} has changed since the server loaded it")
+        replay(opened.backend, opened.card)
+        return _Model(route, opened.card, opened.backend)
+
+    def _take(self, connection: socket.socket, received: bytes) -> None:
+        taken = _Connection(connection, time.monotonic(), received)
+        self._connections[connection.fileno()] = taken
+        self._poll.register(connection.fileno(), select.EPOLLIN)
+        if received:
+            self._look_at(taken)
+
+    def _read(self, connection: _Connection) -> None:
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            connection.since = connection.since if connection.received else time.monotonic()
+            connection.received += data
+            self._look_at(connection)
+        elif connection.received:
+            self._return(connection)  # to be counted as a caller who left
+        else:
+            self._close(connection)
+
+    def _look_at(self, connection: _Connection) -> None:
+        """Whether a whole request has arrived, and for whom."""
+        try:
+            asked = simple_request(connection.received, self._max_bytes)
+            if asked is not None:
+                self._arrived.append(self._decoded(connection, asked))
+        except (NotSimple, ServiceError):
+            self._return(connection)
+
+    def _decoded(self, connection: _Connection, asked: SimpleRequest) -> _Request:
+        """The request, ready to run.
+
+        Raises:
+            NotSimple, ServiceError: it is for the server to answer.
+        """
+        exchange = Exchange(request_id(asked.head.request_id))
+        self._keys.check(asked.head.headers)
+        model = self._models.get(asked.head.model)
+        if model is None or not quick(asked.encoded, model.card.preprocessing):
+            raise NotSimple
+        classes = len(model.card.labels)
+        top_k = asked.head.top_k or min(DEFAULT_TOP_K, classes)
+        if top_k > classes:
+            raise NotSimple
+        pixels = preprocess(asked.encoded, model.card.preprocessing, self._max_pixels)  # (H, W, 3) uint8
+        exchange.model, exchange.version = model.route.name, str(model.route.version)
+        return _Request(connection, model, exchange, top_k, pixels, time.monotonic())
+
+    def _answer_arrived(self) -> None:
+        """Run what has arrived, in batches, and answer."""
+        by_model: dict[_Model, list[_Request]] = {}
+        for request in self._arrived:
+            by_model.setdefault(request.model, []).append(request)
+        self._arrived = []
+        for model, asked in by_model.items():
+            for start in range(0, len(asked), model.route.batch_size):
+                self._answer_batch(model, asked[start : start + model.route.batch_size])
+
+    def _answer_batch(self, model: _Model, batch: list[_Request]) -> None:
+        images = np.stack([request.pixels for request in batch])  # (n, H, W, 3) uint8
+        started = time.monotonic()
+        logits = model.backend.run(images).logits  # (n, classes) float32
+        finished = time.monotonic()
+        queued = [started - request.decoded_at for request in batch]
+        self._tally.batch(model.route.number, queued, finished - started)
+        try:
+            answers = top_predictions_of_each(logits, model.card.labels, [request.top_k for request in batch])
+        except ServiceError:
+            for request in batch:
+                self._return(request.connection)
+            return
+        for request, predictions, seconds in zip(batch, answers, queued, strict=True):
+            request.exchange.stages = Stages(request.decode_seconds, seconds, finished - started, finished)
+            self._answer(request, predictions)
+        for request, predictions in zip(batch, answers, strict=True):
+            best = predictions[0]
+            self._tally.answer(model.route.number, request.exchange.timing, best["index"], best["probability"])
+            request.exchange.log_line(logging.INFO, METHOD, PATH)
+
+    def _answer(self, request: _Request, predictions: list[Prediction]) -> None:
+        exchange, model = request.exchange, request.model
+        body = orjson.dumps({"model": model.route.name, "version": model.route.version, "predictions": predictions})
+        exchange.finish(200)
+        self._write(request.connection, _answer(exchange, body))
+
+    def _write(self, connection: _Connection, answer: bytes) -> None:
+        connection.received, connection.since = b"", time.monotonic()
+        try:
+            whole = connection.socket.send(answer) == len(answer)
+        except OSError:
+            whole = False
+        if not whole:  # its caller is gone, or has room for not even this answer
+            self._close(connection)
+
+    def _look_after_connections(self) -> None:
+        """Those whose requests come slowly are for the server, and those that are idle are closed."""
+        now = time.monotonic()
+        if now < self._looked_at + REST_SECONDS:
+            return
+        self._looked_at = now
+        for connection in list(self._connections.values()):
+            waited = now - connection.since
+            if connection.received and waited > REST_SECONDS:
+                self._return(connection)
+            elif waited > self._keep_alive_seconds:
+                self._close(connection)
+
+    def _return(self, connection: _Connection) -> None:
+        """Give a connection back to the server, with what it has sent."""
+        self._forget(connection)
+        self._channel.send(Kind.BACK, connection.received, connection.socket.fileno())
+        connection.socket.close()
+
+    def _return_all(self) -> None:
+        for connection in list(self._connections.values()):
+            self._return(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        self._forget(connection)
+        connection.socket.close()
+        self._channel.send(Kind.CLOSED)
+
+    def _forget(self, connection: _Connection) -> None:
+        del self._connections[connection.socket.fileno()]
+        self._poll.unregister(connection.socket.fileno())
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        """Report what was counted; now and then that nothing was."""
+        now = time.monotonic()
+        due = self._told_at + (TALLY_SECONDS if self._tally.models else SIGN_OF_LIFE_SECONDS)
+        if at_once or now >= due:
+            self._channel.send(Kind.TALLY, TALLY.dump_json(self._tally))
+            self._tally, self._told_at = Tally(), now
+
+
+def _answer(exchange: Exchange, body: bytes) -> bytes:
+    """A whole answer as it goes over the wire, with the headers that the server's own have."""
+    head = (
+        f"HTTP/1.1 200 OK\r\ndate: {_date(int(time.time()))}\r\ncontent-type: application/json\r\n"
+        f"x-request-id: {exchange.request_id}\r\nserver-timing: {exchange.server_timing()}\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+@lru_cache(1)
+def _date(second: int) -> str:
+    return email.utils.formatdate(second, usegmt=True)
+
+
+def main() -> int:
+    """Work at the socket whose file descriptor is the first argument; the return value is the exit code."""
+    # A terminal, and some supervisors, signal every process of a service: the server decides when this one ends.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    use_few_arenas()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    first = channel.receive(wait=True)
+    if first is None:
+        return 0
+    setup = SETUP.validate_json(first.content)
+    configure_logging(setup.log_format, setup.log_level)
+    try:
+        Worker(channel, setup).work()
+    except Exception as error:
+        log.critical("a worker failed, and its server goes on", exc_info=error)
+        return 1
+    finally:
+        logging.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The head of a plain `POST /classify`: the image itself is the body, and what is asked of it fits query and headers.
+
+Two take such requests by a short way: a connection of the server (`routes/short_way.py`), which has the head in pieces
+from uvicorn's parser, and a worker process (`http_worker.py`), which has it in bytes and takes the simplest ones only.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+import httptools
+from pydantic import ValidationError
+
+from service.image import QUICK_BYTES
+from service.schemas import ClassifyHeaders, ClassifyQuery
+from service.uploads import is_image
+
+METHOD, PATH = "POST", "/classify"
+_METHOD, _TARGET = METHOD.encode(), PATH.encode()
+# What one parameter or header says is asked again and again; what a caller varies at will must not fill the memory.
+REMEMBERED = 256
+# A longer head is not worth remembering.
+MOST_HEAD_BYTES = 2**12
+HEAD_END = b"\r\n\r\n"
+# Of these each needs more than to read a body and answer.
+_NOT_PLAIN = (b"transfer-encoding", b"expect", b"upgrade")
+# To these a worker has no answer of its own.
+_NOT_SIMPLE = (b"x-priority", b"x-canary-key")
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+class NotSimple(Exception):
+    """Not a request that a worker answers, or not one alone."""
+
+
+class SimpleHead(NamedTuple):
+    """What a simple request asks: of the model called so, "" for the one there is; so many labels, None for the usual
+    number. Its body has `length` bytes. `headers` are what came with it."""
+
+    model: str
+    top_k: int | None
+    length: int
+    request_id: str | None
+    headers: Mapping[str, str]
+
+
+class SimpleRequest(NamedTuple):
+    """One whole request: its head, and the encoded image."""
+
+    head: SimpleHead
+    encoded: bytes
+
+
+def read_query(method: bytes, target: bytes) -> ClassifyQuery | None:
+    """What the query says, where the request is for `/classify`; None where it is not, or has to be complained of."""
+    path, _, query_string = target.partition(b"?")
+    if path != _TARGET or method != _METHOD or b"#" in query_string:
+        return None
+    return _query(query_string)
+
+
+def read_headers(sent: dict[bytes, bytes]) -> ClassifyHeaders | None:
+    """What the headers say; None where they have to be complained of."""
+    return _headers(sent.get(b"x-priority"), sent.get(b"x-canary-key"))
+
+
+def plain_length(headers: RawHeaders, sent: dict[bytes, bytes], most: int) -> int | None:
+    """How long the body is, where it is an image that comes in one piece of at most so many bytes; None otherwise.
+
+    `sent` are the headers by name.
+    """
+    length = sent.get(b"content-length", b"")
+    plain = (
+        len(sent) == len(headers)  # which of a repeated header counts is for the frameworks to say
+        and length.isdigit()
+        and len(length) <= len(str(most))
+        and 0 < int(length) <= most
+        and not any(name in sent for name in _NOT_PLAIN)
+        and is_image(sent.get(b"content-type", b"").decode("latin-1"))
+    )
+    return int(length) if plain else None
+
+
+def simple_request(received: bytes, most: int) -> SimpleRequest | None:
+    """The one request that was received; None while some of it is missing.
+
+    Args:
+        received: from a request's first byte on.
+        most: bytes that the image may have.
+
+    Raises:
+        NotSimple: a worker does not answer it, or more follows.
+    """
+    end = received.find(HEAD_END)
+    if end < 0:
+        if len(received) > MOST_HEAD_BYTES:
+            raise NotSimple
+        return None
+    end += len(HEAD_END)
+    head = _simple_head(received[:end]) if end <= MOST_HEAD_BYTES else None
+    if head is None or head.length > most or len(received) > end + head.length:
+        raise NotSimple
+    return SimpleRequest(head, received[end:]) if len(received) == end + head.length else None
+
+
+class _Parsed:
+    """What httptools calls back."""
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+
+@lru_cache(REMEMBERED)
+def _simple_head(head: bytes) -> SimpleHead | None:
+    parsed = _Parsed()
+    parser = httptools.HttpRequestParser(parsed)
+    try:
+        parser.feed_data(head)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    sent = dict(parsed.headers)
+    query = read_query(parser.get_method(), parsed.target)
+    length = plain_length(parsed.headers, sent, QUICK_BYTES)
+    if query is None or length is None or any(name in sent for name in _NOT_SIMPLE):
+        return None
+    if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
+        return None
+    if query.version is not None or query.timeout_ms is not None:
+        return None
+    request_id = sent.get(b"x-request-id")
+    return SimpleHead(
+        query.model or "",
+        query.top_k,
+        length,
+        request_id.decode("latin-1") if request_id else None,
+        {name.decode("latin-1"): value.decode("latin-1") for name, value in parsed.headers},
+    )
+
+
+@lru_cache(REMEMBERED)
+def _query(query_string: bytes) -> ClassifyQuery | None:
+    pairs = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)
+    if len(dict(pairs)) != len(pairs):
+        return None
+    try:
+        return ClassifyQuery.model_validate(dict(pairs))
+    except ValidationError:
+        return None
+
+
+@lru_cache(REMEMBERED)
+def _headers(priority: bytes | None, canary_key: bytes | None) -> ClassifyHeaders | None:
+    sent = {"x_priority": priority, "x_canary_key": canary_key}
+    try:
+        return ClassifyHeaders.model_validate(
+            {name: value.decode("latin-1") for name, value in sent.items() if value is not None}
+        )
+    except ValidationError:
+        return None

@@ -1,0 +1,313 @@
+"""The server's side of the workers: when there are any, which connections they get, and what comes back.
+
+A small network is answered faster than one process can speak HTTP, because of the interpreter's lock. So where such a
+network is served on the CPU, a process for each core answers its simplest requests (`http_worker.py`). The server keeps
+everything else, and takes every connection back before it changes what is served: an answer never comes from a version
+that is no longer in service. Without workers, or when one fails, the server answers by itself.
+"""
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from service.deadlines import KEEP_ALIVE_SECONDS
+from service.handover import ROUTES, SETUP, TALLY, Channel, Kind, Message, Route, Setup
+from service.image import QUICK_BYTES, quick
+from service.metrics import Metrics
+from service.plain_head import NotSimple, simple_request
+from service.repository import ServedModel
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Longer runs keep the cores busy from one process as well.
+MOST_RUN_SECONDS = 3e-3
+# The requests of all connections of a worker are answered in so long, in turns, whatever else it is to do.
+TURN_SECONDS = 0.1
+# How long a worker has to give its connections back; it has a turn to end, or a model to load.
+RECALL_SECONDS = 5.0
+# How long it may be silent while it starts or loads, and how long it has to end.
+START_SECONDS = 60.0
+END_SECONDS = 2.0
+# After a worker has ended by itself the next one is started so much later, twice as long each time.
+RESTART_SECONDS = 1.0
+MOST_RESTART_SECONDS = 60.0
+
+# Whoever is behind with its messages gets a turn of the event loop's time at once, and not more.
+MESSAGES_AT_ONCE = 64
+# Takes a connection that a worker gave back, and what was read from it.
+Connect = Callable[[socket.socket, bytes], Awaitable[None]]
+# The same modules as here, wherever they were found.
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from service.http_worker import main; sys.exit(main())"
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A model in service that workers are to answer for, and by which names; "" is for requests that name none."""
+
+    model: ServedModel
+    asked: tuple[str, ...]
+
+    @property
+    def route(self) -> Route:
+        """As a worker has to know it."""
+        model = self.model
+        path, batch_size = str(model.location.path), max(model.costs.sizes)
+        return Route(model.name, model.version, model.number, path, model.files, self.asked, batch_size)
+
+
+def pays(model: ServedModel) -> bool:
+    """Whether a model is answered for faster by workers: its run takes no longer than what surrounds it."""
+    return model.device == "cpu" and model.costs.lone_seconds <= MOST_RUN_SECONDS
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process, and what is known of it.
+
+    `loading` counts the offers that it has not answered, and `silent` the seconds for which it has not been heard of.
+    """
+
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    loading: int = 0
+    connections: int = 0
+    silent: float = 0.0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers."""
+        return self.loading == 0
+
+
+class Workers:
+    """The workers of a server. Used on the event loop only."""
+
+    def __init__(self, settings: Settings, cores: int, metrics: Metrics) -> None:
+        """None are started before models are offered; where the settings do not say how many, one for each core."""
+        self._wanted = _wanted(settings, cores)
+        self._patience = settings.device_timeout_ms / 1000
+        self._metrics = metrics
+        self._most_bytes = min(QUICK_BYTES, settings.max_image_bytes)
+        self._setup = Setup(
+            log_format=settings.log_format,
+            log_level=settings.log_level,
+            max_image_bytes=settings.max_image_bytes,
+            max_image_pixels=settings.max_image_pixels,
+            keep_alive_seconds=KEEP_ALIVE_SECONDS,
+            api_keys=settings.api_keys.get_secret_value(),
+            api_keys_file=str(settings.api_keys_file or ""),
+            signers=str(settings.model_signers or ""),
+        )
+        self._workers: list[_Worker] = []
+        self._offered: list[Offered] = []
+        self._by_name: dict[str, ServedModel] = {}
+        self._by_number: dict[int, ServedModel] = {}
+        self._connecting: set[asyncio.Future[None]] = set()
+        self._pause = RESTART_SECONDS
+        self._retired = False
+        self.handing_over = False
+        # Set by the server; an application that another one serves has no connections to hand over.
+        self.connect: Connect | None = None
+        metrics.watch_workers(lambda: sum(worker.ready for worker in self._workers))
+
+    def offer(self, offered: Sequence[Offered]) -> None:
+        """Answer for these models, which are in service, from now on; workers are started for the first of them."""
+        if (
+            self._retired
+            or self.connect is None
+            or not self._wanted
+            or (offered == self._offered and self.handing_over)
+        ):
+            return
+        self._offered = list(offered)
+        self._by_number = {each.model.number: each.model for each in offered}
+        self._by_name = {name: each.model for each in offered for name in each.asked}
+        self.handing_over = bool(offered)
+        while offered and len(self._workers) < self._wanted:
+            self._start()
+        for worker in self._workers:
+            self._offer_to(worker)
+
+    async def recall(self) -> None:
+        """Take all connections back; afterwards no worker answers anything, until models are offered again."""
+        self.handing_over = False
+        ready = [worker for worker in self._workers if worker.ready]
+        for worker in ready:
+            worker.idle.clear()
+            self._tell(worker, Kind.RECALL)
+        for worker in ready:
+            try:
+                await asyncio.wait_for(worker.idle.wait(), RECALL_SECONDS)
+            except TimeoutError:
+                self._kill(worker, f"has not given its connections back for {RECALL_SECONDS:g} s")
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+
+    async def retire(self) -> None:
+        """Take all connections back for good."""
+        if not self._retired:
+            self._retired = True
+            await self.recall()
+
+    def take(self, connection: int, received: bytes) -> bool:
+        """Give a connection, by its file descriptor, to a worker if what it has just sent is for one; whether it was.
+
+        The descriptor is to be closed then, and what was received forgotten.
+        """
+        if not self.handing_over:
+            return False
+        try:
+            request = simple_request(received, self._most_bytes)
+        except NotSimple:
+            return False
+        model = self._by_name.get(request.head.model) if request else None
+        if request is None or model is None or not quick(request.encoded, model.card.preprocessing):
+            return False
+        worker = min((each for each in self._workers if each.ready), key=lambda each: each.connections, default=None)
+        if worker is None or worker.connections * model.costs.seconds_per_image * model.costs.lanes > TURN_SECONDS:
+            return False
+        try:
+            worker.channel.send(Kind.CONNECTION, received, connection)
+        except OSError:  # it is behind, or gone
+            return False
+        worker.connections += 1
+        return True
+
+    def watch(self, elapsed: float) -> None:
+        """Look after the workers, `elapsed` seconds after the last look; one that hangs is replaced."""
+        for worker in list(self._workers):
+            worker.silent += elapsed
+            patience = START_SECONDS if worker.loading else self._patience
+            if worker.silent > patience:
+                self._metrics.device_failed("hung")
+                self._kill(worker, f"has not been heard of for {patience:.1f} s")
+
+    async def close(self) -> None:
+        """End the workers. Their connections have to be back."""
+        self._retired, self.handing_over = True, False
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            self._part_with(worker)
+        await asyncio.gather(*(asyncio.to_thread(_wait_for, worker.process) for worker in workers))
+
+    def _start(self) -> None:
+        own, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own.setblocking(False)
+        with others:
+            command = [sys.executable, "-c", _PROGRAM.format(path=sys.path), str(others.fileno())]
+            process = subprocess.Popen(command, pass_fds=(others.fileno(),), stdin=subprocess.DEVNULL)  # noqa: S603
+        worker = _Worker(process, Channel(own))
+        self._workers.append(worker)
+        asyncio.get_running_loop().add_reader(own.fileno(), self._hear, worker)
+        self._tell(worker, Kind.SETUP, SETUP.dump_json(self._setup))
+
+    def _offer_to(self, worker: _Worker) -> None:
+        worker.loading += 1
+        self._tell(worker, Kind.OFFER, ROUTES.dump_json([each.route for each in self._offered]))
+
+    def _tell(self, worker: _Worker, kind: Kind, content: bytes = b"") -> None:
+        try:
+            worker.channel.send(kind, content)
+        except BlockingIOError:
+            self._kill(worker, "does not read what it is told")
+        except OSError:
+            pass  # it is gone, which its end of the channel says as well
+
+    def _hear(self, worker: _Worker) -> None:
+        for _ in range(MESSAGES_AT_ONCE):
+            try:
+                message = worker.channel.receive()
+            except BlockingIOError:
+                return
+            if message is None:
+                self._has_ended(worker)
+                return
+            worker.silent = 0.0
+            self._understand(worker, message)
+
+    def _understand(self, worker: _Worker, message: Message) -> None:
+        if message.kind is Kind.TALLY:
+            self._count(message.content)
+        elif message.kind is Kind.BACK and message.connection is not None and self.connect is not None:
+            worker.connections -= 1
+            connecting = asyncio.ensure_future(self.connect(message.connection, message.content))
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connecting.discard)
+        elif message.kind is Kind.CLOSED:
+            worker.connections -= 1
+        elif message.kind is Kind.READY:
+            worker.loading -= 1
+            self._pause = RESTART_SECONDS
+            if worker.ready and self.handing_over:
+                self._share_connections()
+        elif message.kind is Kind.IDLE:
+            worker.idle.set()
+        elif message.kind is Kind.UNABLE:
+            log.warning("the server answers without a worker: %s", message.content.decode())
+            self._dismiss(worker)
+
+    def _share_connections(self) -> None:
+        """Ask those with more than their share for some, which the others get when the next request comes on them."""
+        ready = [each for each in self._workers if each.ready]
+        share = -(-sum(each.connections for each in ready) // len(ready))
+        for worker in ready:
+            if worker.connections > share:
+                self._tell(worker, Kind.SPARE, b"%d" % (worker.connections - share))
+
+    def _count(self, content: bytes) -> None:
+        tally = TALLY.validate_json(content)
+        self._metrics.add(tally)
+        for number, each in tally.models.items():
+            model = self._by_number[number]
+            images = {model.card.labels[index]: count for index, count in each.classes.items()}
+            self._metrics.add_answers(model.name, model.version, images)
+            model.batcher.count(each.statistics)
+
+    def _kill(self, worker: _Worker, why: str) -> None:
+        log.error("a worker %s, so it is ended, and with it the connections that it had", why)
+        worker.process.kill()
+
+    def _has_ended(self, worker: _Worker) -> None:
+        """Go on without a worker that ended by itself, and start another one after a while."""
+        self._dismiss(worker)
+        log.error("a worker has ended; the next one is started in %.0f s", self._pause)
+        asyncio.get_running_loop().call_later(self._pause, self._replace)
+        self._pause = min(2 * self._pause, MOST_RESTART_SECONDS)
+
+    def _replace(self) -> None:
+        if self.handing_over and len(self._workers) < self._wanted:
+            self._start()
+            self._offer_to(self._workers[-1])
+
+    def _dismiss(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.idle.set()
+        self._part_with(worker)
+        asyncio.get_running_loop().run_in_executor(None, _wait_for, worker.process)
+
+    def _part_with(self, worker: _Worker) -> None:
+        asyncio.get_running_loop().remove_reader(worker.channel.fileno())
+        worker.channel.close()
+
+
+def _wanted(settings: Settings, cores: int) -> int:
+    """How many workers; none where one process has to know of every request, or deadlines are shorter than turns."""
+    one_has_to_know = settings.rate_limit or settings.cache_bytes or settings.otlp_endpoint or settings.tls_cert
+    if sys.platform != "linux" or one_has_to_know or settings.request_timeout_ms / 1000 < 2 * TURN_SECONDS:
+        return 0
+    by_itself = cores if cores > 1 else 0
+    return by_itself if settings.http_workers == "auto" else settings.http_workers
+
+
+def _wait_for(process: subprocess.Popen[bytes]) -> None:
+    """A worker ends as soon as it finds its channel closed, or not at all."""
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,343 @@
+"""Worker processes: they answer what they can as the server would, and nobody notices when they come, go or fail."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.access import new_key
+from tests.system.server import Server, running
+from tests.system.wire import answers, connected, is_closed, request
+
+VOLATILE = {"x-request-id", "server-timing", "date"}
+MADE_ID = 16  # hexadecimal digits of a made request id that are its process's own
+
+
+@pytest.fixture(scope="module")
+def server(digits_models: Path) -> Iterator[Server]:
+    with running(digits_models, "--http-workers", "2") as started:
+        wait_for_workers(started, 2)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def image(seven: Path) -> bytes:
+    return seven.read_bytes()
+
+
+def eventually(holds: Callable[[], bool], within: float = 15.0) -> None:
+    give_up = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def wait_for_workers(server: Server, count: int) -> None:
+    eventually(lambda: server.metric("service_http_workers") == count)
+
+
+def workers_of(server: Server) -> list[int]:
+    """The process ids of its workers."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [int(each) for each in children if b"http_worker" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+
+def who_answers(connection: socket.socket, image: bytes) -> str:
+    """What the process that answers a plain request puts first into the ids that it makes."""
+    connection.sendall(request(image))
+    ((status, headers, body),) = answers(connection, 1)
+    assert (status, b"seven" in body) == (200, True)
+    return headers["x-request-id"][:MADE_ID]
+
+
+def with_a_worker(server: Server, image: bytes) -> socket.socket:
+    """A connection that a worker has."""
+    connection = connected(server)
+    first = who_answers(connection, image)
+    assert who_answers(connection, image) != first
+    return connection
+
+
+def test_a_connection_that_goes_on_is_answered_by_a_worker_in_the_same_words(server: Server, image: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(request(image, target="/classify?top_k=3"))
+        ((_, by_server, first),) = answers(connection, 1)
+        connection.sendall(request(image, target="/classify?top_k=3"))
+        ((status, by_worker, second),) = answers(connection, 1)
+        assert by_worker["x-request-id"][:MADE_ID] != by_server["x-request-id"][:MADE_ID]
+        assert (status, second) == (200, first)
+        assert list(by_worker) == list(by_server)
+        stable = by_server.keys() - VOLATILE
+        assert {name: by_worker[name] for name in stable} == {name: by_server[name] for name in stable}
+        stages = [
+            [part.partition(";")[0] for part in each["server-timing"].split(", ")] for each in (by_server, by_worker)
+        ]
+        assert stages[0] == stages[1]
+        connection.sendall(request(image, "X-Request-Id: mine"))
+        ((_, headers, _),) = answers(connection, 1)
+        assert headers["x-request-id"] == "mine"
+
+
+def test_connections_are_shared_evenly(server: Server, image: bytes) -> None:
+    connections = [with_a_worker(server, image) for _ in range(8)]
+    try:
+        by_worker = [who_answers(each, image) for each in connections]
+    finally:
+        for each in connections:
+            each.close()
+    assert sorted(by_worker.count(each) for each in set(by_worker)) == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        lambda image: request(b"no image"),
+        lambda image: request(image[:200]),
+        lambda image: request(image, target="/classify?top_k=99"),
+        lambda image: request(image, target="/classify?top_k=0"),
+        lambda image: request(image, target="/classify?model=other"),
+        lambda image: request(image, target="/classify?version=1"),
+        lambda image: request(image, target="/classify?timeout_ms=5000"),
+        lambda image: request(image, target="/classify?explain=cam"),
+        lambda image: request(image, "X-Priority: low"),
+        lambda image: request(image, "X-Priority: urgent"),
+        lambda image: request(image + bytes(2**16)),
+        lambda _: b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n",
+        lambda _: b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
+        lambda _: b"nonsense\r\n\r\n",
+    ],
+)
+def test_what_a_worker_does_not_answer_the_server_does_on_the_same_connection(
+    server: Server, image: bytes, sent: Callable[[bytes], bytes]
+) -> None:
+    with connected(server) as new, with_a_worker(server, image) as connection:
+        found = []
+        for each in (new, connection):
+            each.sendall(sent(image))
+            ((status, headers, body),) = answers(each, 1)
+            found.append((status, headers.get("connection"), body))
+        assert found[0] == found[1]
+        if found[1][1] == "close":
+            assert is_closed(connection, within=2)
+        else:
+            assert who_answers(connection, image)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_however_the_bytes_are_cut_the_answers_come_whole_and_in_order(
+    server: Server, image: bytes, data: st.DataObject
+) -> None:
+    probe = b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n\r\n"
+    kinds = data.draw(st.lists(st.sampled_from(["plain", "documented", "bad", "probe"]), min_size=1, max_size=6))
+    sent = b"".join(
+        {
+            "plain": request(image, f"X-Request-Id: {number}"),
+            "documented": request(image, f"X-Request-Id: {number}", target="/classify?explain=cam"),
+            "bad": request(b"nothing", f"X-Request-Id: {number}"),
+            "probe": probe % number,
+        }[kind]
+        for number, kind in enumerate(kinds)
+    )
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=5)))
+    pause = data.draw(st.sampled_from([0.0, 0.002, 0.15]))  # the last is longer than a worker waits for the rest
+    with with_a_worker(server, image) as connection:
+        for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
+            connection.sendall(sent[start:end])
+            time.sleep(pause)
+        found = answers(connection, len(kinds))
+    assert [headers["x-request-id"] for _, headers, _ in found] == [str(number) for number in range(len(kinds))]
+    assert [status for status, _, _ in found] == [400 if kind == "bad" else 200 for kind in kinds]
+
+
+def test_every_request_is_counted_and_logged_once_whoever_answers(digits_models: Path, image: bytes) -> None:
+    with running(digits_models, "--http-workers", "2") as server:
+        wait_for_workers(server, 2)
+
+        def ask(number: int) -> None:
+            with connected(server) as connection:
+                for each in range(50):
+                    connection.sendall(request(image, f"X-Request-Id: {number}-{each}"))
+                    ((status, _, _),) = answers(connection, 1)
+                    assert status == 200
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, range(8)))
+        answered = 'classify_requests_total{code="200",model="digits",version="1"}'
+        eventually(lambda: server.metric(answered) == 400)
+        assert server.metric('classify_predictions_total{label="seven",model="digits"}') == 400
+        assert server.metric("classify_batch_size_sum") == 400
+        assert server.metric("classify_confidence_count") == 400
+        assert server.metric("classify_request_seconds_count") == 400
+        for stage in ("decode", "queue", "respond"):
+            assert server.metric(f'classify_stage_seconds_count{{stage="{stage}"}}') == 400
+        (statistics,) = server.get("/v2/models/digits/stats").json()["model_stats"]
+        assert statistics["inference_count"] == 400
+        assert server.metric("classify_images_in_flight") == 0
+
+        def lines() -> list[str]:
+            return [line for line in server.log.read_text().splitlines() if "service.request" in line]
+
+        eventually(lambda: len(lines()) == 400)
+        assert len({json.loads(line)["request_id"] for line in lines()}) == 400
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(digits_models: Path, image: bytes) -> None:
+    with running(digits_models, "--http-workers", "2") as server:
+        wait_for_workers(server, 2)
+        killed, left = workers_of(server)
+        with with_a_worker(server, image) as one, with_a_worker(server, image) as other:
+            os.kill(killed, signal.SIGKILL)
+            gone = [is_closed(each, within=1) for each in (one, other)]
+            assert sorted(gone) == [False, True]
+            assert who_answers(one if gone[1] else other, image)
+        assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+        wait_for_workers(server, 2)
+        assert left in workers_of(server)
+        assert killed not in workers_of(server)
+        assert server.get("/health/live").status_code == server.get("/health/ready").status_code == 200
+
+
+def test_a_worker_that_hangs_is_replaced(digits_models: Path, image: bytes) -> None:
+    with running(digits_models, "--http-workers", "1", "--device-timeout-ms", "1500") as server:
+        wait_for_workers(server, 1)
+        (hanging,) = workers_of(server)
+        with with_a_worker(server, image) as connection:
+            os.kill(hanging, signal.SIGSTOP)
+            assert is_closed(connection, within=10)
+        eventually(lambda: workers_of(server) not in ([hanging], []))
+        wait_for_workers(server, 1)
+        with with_a_worker(server, image):
+            pass
+
+
+def test_workers_end_with_a_server_that_is_killed(digits_models: Path) -> None:
+    with running(digits_models, "--http-workers", "2") as server:
+        wait_for_workers(server, 2)
+        workers = workers_of(server)
+        server.process.kill()
+        eventually(lambda: not any(Path(f"/proc/{each}/cmdline").exists() and alive(each) for each in workers))
+
+
+def alive(process: int) -> bool:
+    """Whether it runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_stop_loses_no_request(digits_models: Path, image: bytes) -> None:
+    with running(digits_models, "--http-workers", "2", "--drain-delay-ms", "500") as server:
+        wait_for_workers(server, 2)
+        stopping = threading.Event()
+        counts: list[int] = []
+
+        def ask() -> None:
+            count = 0
+            with connected(server) as connection:
+                while True:
+                    connection.sendall(request(image))
+                    ((status, headers, _),) = answers(connection, 1)
+                    assert status == 200
+                    count += 1
+                    if headers.get("connection") == "close":
+                        assert stopping.is_set()
+                        assert is_closed(connection, within=2)
+                        counts.append(count)
+                        return
+
+        with ThreadPoolExecutor(8) as pool:
+            asking = [pool.submit(ask) for _ in range(8)]
+            time.sleep(0.5)
+            workers = workers_of(server)
+            stopping.set()
+            assert server.terminate() == 0
+            for each in asking:
+                each.result()
+        assert min(counts) > 2
+        assert not any(alive(each) for each in workers)
+        assert not server.tracebacks()
+
+
+def test_no_answer_comes_from_a_version_that_was_replaced(digits_models: Path, image: bytes, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models / "digits" / "1", models / "digits" / "1")
+    with running(models, "--http-workers", "2", "--model-control", "explicit") as server:
+        wait_for_workers(server, 2)
+        least = 1
+        asked_enough = threading.Event()
+
+        def ask() -> set[int]:
+            versions = set()
+            with connected(server) as connection:
+                while not asked_enough.is_set():
+                    expected = least
+                    connection.sendall(request(image))
+                    ((status, _, body),) = answers(connection, 1)
+                    version = json.loads(body)["version"]
+                    assert status == 200
+                    assert version >= expected
+                    versions.add(version)
+            return versions
+
+        with ThreadPoolExecutor(8) as pool:
+            asking = [pool.submit(ask) for _ in range(8)]
+            try:
+                for version in range(2, 5):
+                    time.sleep(0.5)
+                    shutil.copytree(digits_models / "digits" / "1", models / "digits" / str(version))
+                    loaded = httpx2.post(f"{server.url}/v2/repository/models/digits/load", json={}, timeout=60)
+                    assert loaded.status_code == 200
+                    least = version
+                wait_for_workers(server, 2)
+            finally:
+                asked_enough.set()
+            assert all(each.result() == {1, 2, 3, 4} for each in asking)
+        with with_a_worker(server, image):
+            unloaded = httpx2.post(f"{server.url}/v2/repository/models/digits/unload", json={}, timeout=60)
+            assert unloaded.status_code == 200
+            assert httpx2.post(server.url + "/classify", content=image).status_code == 503
+        assert not server.tracebacks()
+
+
+def test_a_key_that_is_taken_away_opens_nothing_any_more(digits_models: Path, image: bytes, tmp_path: Path) -> None:
+    key, line = new_key()
+    keys = tmp_path / "keys"
+    keys.write_text(line + "\n")
+    with running(digits_models, "--http-workers", "1", "--api-keys-file", str(keys)) as server:
+        eventually(lambda: "service_http_workers 1.0" in server.get("/metrics").text)
+        with connected(server) as connection:
+            prefixes = []
+            for _ in range(2):
+                connection.sendall(request(image, f"X-Api-Key: {key}"))
+                ((status, headers, _),) = answers(connection, 1)
+                assert status == 200
+                prefixes.append(headers["x-request-id"][:MADE_ID])
+            assert prefixes[0] != prefixes[1]
+            keys.write_text("# nobody\n")
+            time.sleep(1.5)
+            connection.sendall(request(image, f"X-Api-Key: {key}"))
+            ((status, _, _),) = answers(connection, 1)
+            assert status == 401
+
+
+@pytest.mark.parametrize(
+    "flags", [("--http-workers", "0"), ("--http-workers", "2", "--rate-limit", "1000", "--api-keys", "k")]
+)
+def test_there_are_none_where_they_are_not_wanted(digits_models: Path, flags: tuple[str, ...]) -> None:
+    with running(digits_models, *flags) as server:
+        time.sleep(0.5)
+        assert workers_of(server) == []
+        assert server.metric("service_http_workers") == 0
