@@ -229,6 +229,8 @@ class Workers:
                 return
             worker.silent = 0.0
             self._understand(worker, message)
+            if worker not in self._workers:
+                return
 
     def _understand(self, worker: _Worker, message: Message) -> None:
         if message.kind is Kind.TALLY:
@@ -263,7 +265,9 @@ class Workers:
         tally = TALLY.validate_json(content)
         self._metrics.add(tally)
         for number, each in tally.models.items():
-            model = self._by_number[number]
+            model = self._by_number.get(number)
+            if model is None:  # from one that was ended because it did not give its connections back
+                continue
             images = {model.card.labels[index]: count for index, count in each.classes.items()}
             self._metrics.add_answers(model.name, model.version, images)
             model.batcher.count(each.statistics)

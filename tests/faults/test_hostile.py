@@ -29,7 +29,7 @@ RECIPE = Preprocessing.model_validate(
 
 @pytest.fixture(scope="module")
 def server(digits_models: Path) -> Iterator[Server]:
-    with running(digits_models) as server:
+    with running(digits_models, "--http-workers", "auto") as server:
         yield server
 
 

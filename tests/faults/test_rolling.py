@@ -97,7 +97,7 @@ def test_replicas_are_replaced_one_after_the_other_and_no_request_of_20000_fails
     tmp_path: Path,
 ) -> None:
     with ExitStack() as stack:
-        replicas = [stack.enter_context(running(digits_models)) for _ in PLACES]
+        replicas = [stack.enter_context(running(digits_models, "--http-workers", "auto")) for _ in PLACES]
         for replica in replicas:
             stack.callback(end, replica)
         listen = free_port()
@@ -137,7 +137,7 @@ def wait_until_reachable(url: str) -> None:
 
 
 def test_a_replica_that_is_killed_comes_back_as_it_was(digits_models: Path, samples: list[Path]) -> None:
-    with running(digits_models) as server:
+    with running(digits_models, "--http-workers", "auto") as server:
         image = samples[0].read_bytes()
         before = httpx2.post(f"{server.url}/classify", content=image).json()
         restart(server, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """A real server process: it starts, answers, and says in one line why when it cannot."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -52,6 +53,33 @@ def test_a_client_that_hangs_up_is_counted_and_leaves_nothing_behind(server: Ser
         assert time.monotonic() < give_up
         time.sleep(0.05)
     assert server.metric("classify_images_in_flight") == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "convert"])
+def test_nothing_is_reported_to_anybody(digits_models: Path, tmp_path: Path, command: str) -> None:
+    """onnxruntime keeps what it is about to send in its user's cache, and does not where it sees a CI."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment |= {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home")}
+    if command == "serve":
+        with running(digits_models, "--http-workers", "1", environment=environment) as server:
+            give_up = time.monotonic() + 15
+            while server.metric("service_http_workers") < 1:
+                assert time.monotonic() < give_up
+                time.sleep(0.05)
+    else:
+        convert = [
+            sys.executable,
+            "-m",
+            "model_export",
+            "convert",
+            "builtin:digits",
+            "--name",
+            "digits",
+            "--out",
+            str(tmp_path / "models"),
+        ]
+        subprocess.run(convert, env=environment, check=True, capture_output=True, timeout=120)
+    assert not list((tmp_path / "home").rglob("*onnxruntime*"))
 
 
 def test_probes_answer_from_the_first_moment(digits_models: Path) -> None:
