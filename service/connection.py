@@ -49,13 +49,13 @@ class _PlainCycle:
 class Connection(HttpToolsProtocol):
     """uvicorn's, which also says at once that its client has hung up; a task that waited would cost 30 µs a request."""
 
-    def __init__(self, *args: Any, received: bytes = b"", **kwargs: Any) -> None:
-        """As uvicorn's; `received` is what was read from the connection before it came here."""
+    def __init__(self, *args: Any, received: bytes | None = None, **kwargs: Any) -> None:
+        """As uvicorn's; `received` is what was read and not answered before it came back here, None for a new one."""
         super().__init__(*args, **kwargs)
         state = cast("FastAPI", self.config.app).state
         self._short_way: ShortWay = state.short_way
         self._workers: Workers = state.parts.workers
-        self._received = received
+        self._came_back, self._received = received is not None, received or b""
         self._watchers: set[Callable[[], None]] = set()
         self._reading_headers = False
         self._header_bytes = 0
@@ -67,6 +67,19 @@ class Connection(HttpToolsProtocol):
         if self._received:
             received, self._received = self._received, b""
             self.data_received(received)
+            # uvloop starts to read when this returns, whatever was said before.
+            self.loop.call_soon(self._pause_again)
+
+    def _pause_again(self) -> None:
+        if self.flow.read_paused and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    @property
+    def expects_request(self) -> bool:
+        """Whether it is new and has sent nothing yet, or has sent only a part of a request's headers."""
+        if self.cycle is None:
+            return self._reading_headers or not self._came_back
+        return self.scope is not self.cycle.scope
 
     def data_received(self, data: bytes) -> None:
         if self._workers.handing_over and self._may_leave() and self._workers.take(self._descriptor(), data):
@@ -139,6 +152,7 @@ class Connection(HttpToolsProtocol):
         return (
             isinstance(self.cycle, _PlainCycle)
             and self.cycle.response_complete
+            and self.cycle.keep_alive
             and not self._reading_headers
             and self.scheme == "http"
             and not self.transport.is_closing()

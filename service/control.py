@@ -169,7 +169,7 @@ class Control:
             try:
                 yield
             finally:
-                self._workers.offer([each for name in self._repository.names() if (each := self._offered(name))])
+                await self._workers.offer([each for name in self._repository.names() if (each := self._offered(name))])
 
     def _offered(self, name: str) -> Offered | None:
         """What workers are to answer for a model that they may answer for."""

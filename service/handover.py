@@ -80,6 +80,10 @@ ROUTES = TypeAdapter(list[Route])
 TALLY = TypeAdapter(Tally)
 
 
+# A worker says something so often, if only that it lives.
+SIGN_OF_LIFE_SECONDS = 0.5
+
+
 class Channel:
     """One end of the way between the server and a worker."""
 
@@ -117,6 +121,10 @@ class Channel:
         descriptors = [_DESCRIPTOR.unpack(each)[0] for _, _, each in ancillary]
         connection = socket.socket(fileno=descriptors[0]) if descriptors else None
         return Message(Kind(data[:1]), data[1:], connection)
+
+    def refuse_more(self) -> None:
+        """Let the other end's messages fail from now on; those on their way can be received."""
+        self._end.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         """The other end learns by it that this one is gone."""

@@ -99,7 +99,8 @@ class Histogram(Collector):
 
     def labels(self, *values: str | int) -> Series:
         """The series with these values of the labels; made when there is none."""
-        return self._series.setdefault(tuple(map(str, values)), Series(self._bounds))
+        key = tuple(map(str, values))
+        return self._series.get(key) or self._series.setdefault(key, Series(self._bounds))
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
         """The family without its series, for the registry to know the names."""

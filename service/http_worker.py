@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from service.errors import ServiceError
 from service.exchange import Exchange, request_id
 from service.folder import Location
 from service.golden import replay
-from service.handover import ROUTES, SETUP, TALLY, Channel, Kind, Message, Route, Setup
+from service.handover import ROUTES, SETUP, SIGN_OF_LIFE_SECONDS, TALLY, Channel, Kind, Message, Route, Setup
 from service.image import QUICK_BYTES, preprocess, quick
 from service.loading import EXPECTED_FAILURES
 from service.logs import configure_logging
@@ -46,9 +47,8 @@ log = logging.getLogger(__name__)
 RECEIVE_BYTES = 2**15
 # The rest of a request that has begun to arrive is waited for so long; to wait longer is for the server.
 REST_SECONDS = 0.1
-# How soon the server hears what was counted, and how often it hears anything at all.
+# How soon the server hears what was counted.
 TALLY_SECONDS = 0.1
-SIGN_OF_LIFE_SECONDS = 0.5
 
 
 @dataclass(eq=False, slots=True)
@@ -110,14 +110,14 @@ class Worker:
         self._poll.register(channel.fileno(), select.EPOLLIN)
 
     def work(self) -> None:
-        """Answer until the server is gone. After a failure of its own the server has all connections, and may try."""
+        """Answer until the server is gone. After a failure of its own the server has all connections, and answers."""
         try:
             while True:
                 self._turn({descriptor for descriptor, _ in self._poll.poll(TALLY_SECONDS)})
         except (EOFError, BrokenPipeError):
             return
         except Exception:
-            self._return_all()
+            self._return_everything()
             raise
 
     def _turn(self, ready: set[int]) -> None:
@@ -142,8 +142,11 @@ class Worker:
             yield message
 
     def _follow(self, order: Message) -> None:
-        if order.connection is not None:
+        if order.kind is Kind.CONNECTION and order.connection is not None:
             self._take(order.connection, order.content)
+        elif order.kind is Kind.CONNECTION:
+            log.error("too many open files for a connection, which is lost")
+            self._channel.send(Kind.CLOSED)
         elif order.kind is Kind.OFFER:
             self._load(ROUTES.validate_json(order.content))
         elif order.kind is Kind.SPARE:
@@ -302,6 +305,16 @@ class Worker:
         for connection in list(self._connections.values()):
             self._return(connection)
 
+    def _return_everything(self) -> None:
+        """The connections, those that are still on their way here, and what was counted."""
+        self._channel.refuse_more()
+        with suppress(EOFError):
+            for order in self._orders():
+                if order.connection is not None:
+                    self._channel.send(Kind.BACK, order.content, order.connection.fileno())
+        self._return_all()
+        self._tell(at_once=True)
+
     def _close(self, connection: _Connection) -> None:
         self._forget(connection)
         connection.socket.close()
@@ -355,7 +368,3 @@ def main() -> int:
     finally:
         logging.shutdown()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

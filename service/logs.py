@@ -11,12 +11,16 @@ from typing import Any, Literal, TextIO
 
 import orjson
 
+log = logging.getLogger(__name__)
+
 TEXT = "%(asctime)s %(levelname)-7s %(request_id)s %(name)s: %(message)s"
 # Longest time that a line stays in the process; less would cost more, and nobody reads along that fast.
 FLUSH_SECONDS = 0.05
 LogFormat = Literal["json", "text"]
 # Characters that a pipe takes in one piece if they are ASCII (PIPE_BUF is 4,096 bytes on Linux).
 PIECE = 4000
+# Lines that are kept for a reader who is behind.
+MOST_LINES = 10_000
 # What any formatter may ask of a record.
 _BLANK = logging.LogRecord("", logging.NOTSET, "", 0, "", None, None).__dict__
 
@@ -77,12 +81,25 @@ class _StandardOutput(logging.StreamHandler[TextIO]):
     def __init__(self) -> None:
         super().__init__(sys.stdout)
         self._records: deque[logging.LogRecord] = deque()
-        self._writing = threading.Lock()
+        self._dropped = 0
+        self._writing = threading.RLock()
+        self._is_writing = False
         self._due = threading.Event()
         threading.Thread(target=self._flush_when_due, name="log flush", daemon=True).start()
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Keep a record to be written, without the handler's lock: whoever writes may log as well, if only because the
+        collection of garbage finds something to complain of."""
+        accepted = bool(self.filter(record))
+        if accepted:
+            self.emit(record)
+        return accepted
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; `logging` holds the handler's lock."""
+        """Keep a record to be written, unless MOST_LINES wait already for whoever reads."""
+        if len(self._records) >= MOST_LINES:
+            self._dropped += 1
+            return
         self._records.append(record)
         if record.levelno > logging.INFO or self.stream.isatty():
             self.flush()
@@ -92,14 +109,26 @@ class _StandardOutput(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         """Write what there is."""
         with self._writing:
-            piece = ""
-            while self._records:
-                line = self._line(self._records.popleft())
-                if len(piece) + len(line) > PIECE:
-                    self._write(piece)
-                    piece = ""
-                piece += line
-            self._write(piece)
+            if self._is_writing:  # this thread, which comes to the new record as well
+                return
+            self._is_writing = True
+            try:
+                self._write_all()
+            finally:
+                self._is_writing = False
+
+    def _write_all(self) -> None:
+        piece = ""
+        while self._records:
+            line = self._line(self._records.popleft())
+            if len(piece) + len(line) > PIECE:
+                self._write(piece)
+                piece = ""
+            piece += line
+        self._write(piece)
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            log.warning("%d lines were dropped, as nobody read them", dropped)
 
     def _line(self, record: logging.LogRecord) -> str:
         try:
@@ -120,6 +149,18 @@ class _StandardOutput(logging.StreamHandler[TextIO]):
             time.sleep(FLUSH_SECONDS)
             self._due.clear()  # before the flush, or a line written meanwhile would wait for the next one
             self.flush()
+
+
+def flush_within(seconds: float) -> None:
+    """Write what there is, unless that takes longer; from wherever, also a signal's handler."""
+    writing = threading.Thread(target=_flush, daemon=True)
+    writing.start()
+    writing.join(seconds)
+
+
+def _flush() -> None:
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 class JsonFormatter(logging.Formatter):

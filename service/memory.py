@@ -25,7 +25,7 @@ def postpone_collection() -> None:
 
 
 def settle() -> None:
-    """Take what start-up left out of the garbage collector's sight; to be called once, when all models are loaded.
+    """Take what start-up left out of the garbage collector's sight; to be called when all models are loaded.
 
     A full collection would look at 70,000 objects of the libraries, for 16 ms, with every request waiting.
     """

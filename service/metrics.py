@@ -98,7 +98,7 @@ class Metrics:
         )
         self._device_failures = Counter(
             "device_failures",
-            "Runs that failed, by what it means; after hung and lost the process ends.",
+            "Runs that failed, by what it means; after hung and lost the process, or the worker, ends.",
             ["kind"],
             registry=registry,
         )

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,12 +18,12 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.connection import Connection
 from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import StartError
 from service.lifecycle import Lifecycle
+from service.logs import flush_within
 from service.routes.dependencies import Parts
 from service.settings import Settings
 from service.tls import Certificate
@@ -34,6 +33,8 @@ log = logging.getLogger(__name__)
 # How long a connection accepted just before the listener closed has for its first request.
 LAST_REQUEST_SECONDS = 1.0
 BACKLOG = 2048
+# After a second signal.
+LAST_LINES_SECONDS = 0.5
 
 
 class ListenError(StartError):
@@ -109,7 +110,7 @@ class _DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn names it
         """First signal: drain; second: stop at once. uvicorn would record it and die of it after the drain."""
         if self._lifecycle.draining:
-            sys.stdout.flush()
+            flush_within(LAST_LINES_SECONDS)
             os.write(2, b"resnet-serve: stopped by a second signal\n")
             os._exit(1)
         self._lifecycle.drain()
@@ -154,8 +155,8 @@ class _DrainingServer(uvicorn.Server):
         for connection in accepted:
             await self._connect(connection)
 
-    async def _connect(self, connection: socket.socket, received: bytes = b"") -> None:
-        """Serve a connection of which so much was received."""
+    async def _connect(self, connection: socket.socket, received: bytes | None = None) -> None:
+        """Serve a connection: a new one, or one that came back, of which so much was received."""
         protocol = partial(
             Connection,
             config=self.config,
@@ -174,7 +175,4 @@ def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
 
 
 def _expects_request(connection: object) -> bool:
-    """Whether a connection has sent nothing yet, or only a part of a request's headers."""
-    if not isinstance(connection, HttpToolsProtocol):
-        return False
-    return connection.cycle is None or connection.scope is not connection.cycle.scope
+    return isinstance(connection, Connection) and connection.expects_request

@@ -11,11 +11,13 @@ import logging
 import socket
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from service.deadlines import KEEP_ALIVE_SECONDS
-from service.handover import ROUTES, SETUP, TALLY, Channel, Kind, Message, Route, Setup
+from service.handover import ROUTES, SETUP, SIGN_OF_LIFE_SECONDS, TALLY, Channel, Kind, Message, Route, Setup
 from service.image import QUICK_BYTES, quick
 from service.metrics import Metrics
 from service.plain_head import NotSimple, simple_request
@@ -30,15 +32,19 @@ MOST_RUN_SECONDS = 3e-3
 TURN_SECONDS = 0.1
 # How long a worker has to give its connections back; it has a turn to end, or a model to load.
 RECALL_SECONDS = 5.0
-# How long it may be silent while it starts or loads, and how long it has to end.
+# How long it may be silent at least, how long while it starts or loads, and how long it has to end.
+LEAST_PATIENCE_SECONDS = 4 * SIGN_OF_LIFE_SECONDS
 START_SECONDS = 60.0
 END_SECONDS = 2.0
-# After a worker has ended by itself the next one is started so much later, twice as long each time.
+# After a worker has ended by itself the next one is started so much later, twice as long each time, until one lives for
+# as long as the longest of these pauses.
 RESTART_SECONDS = 1.0
 MOST_RESTART_SECONDS = 60.0
-
+# Each worker has a session of each.
+MOST_MODELS = 64
 # Whoever is behind with its messages gets a turn of the event loop's time at once, and not more.
 MESSAGES_AT_ONCE = 64
+
 # Takes a connection that a worker gave back, and what was read from it.
 Connect = Callable[[socket.socket, bytes], Awaitable[None]]
 # The same modules as here, wherever they were found.
@@ -69,7 +75,8 @@ def pays(model: ServedModel) -> bool:
 class _Worker:
     """A process, and what is known of it.
 
-    `loading` counts the offers that it has not answered, and `silent` the seconds for which it has not been heard of.
+    `loading` counts the offers that it has not answered, and `silent` the seconds for which it has not been heard of;
+    `unsent` are messages that its channel has had no room for.
     """
 
     process: subprocess.Popen[bytes]
@@ -77,12 +84,14 @@ class _Worker:
     loading: int = 0
     connections: int = 0
     silent: float = 0.0
+    unsent: deque[tuple[Kind, bytes]] = field(default_factory=deque)
+    started: float = field(default_factory=time.monotonic)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def ready(self) -> bool:
         """Whether it answers."""
-        return self.loading == 0
+        return self.loading == 0 and not self.unsent
 
 
 class Workers:
@@ -91,7 +100,7 @@ class Workers:
     def __init__(self, settings: Settings, cores: int, metrics: Metrics) -> None:
         """None are started before models are offered; where the settings do not say how many, one for each core."""
         self._wanted = _wanted(settings, cores)
-        self._patience = settings.device_timeout_ms / 1000
+        self._patience = max(settings.device_timeout_ms / 1000, LEAST_PATIENCE_SECONDS)
         self._metrics = metrics
         self._most_bytes = min(QUICK_BYTES, settings.max_image_bytes)
         self._setup = Setup(
@@ -116,32 +125,31 @@ class Workers:
         self.connect: Connect | None = None
         metrics.watch_workers(lambda: sum(worker.ready for worker in self._workers))
 
-    def offer(self, offered: Sequence[Offered]) -> None:
+    async def offer(self, offered: Sequence[Offered]) -> None:
         """Answer for these models, which are in service, from now on; workers are started for the first of them."""
-        if (
-            self._retired
-            or self.connect is None
-            or not self._wanted
-            or (offered == self._offered and self.handing_over)
-        ):
+        offered = offered[:MOST_MODELS]
+        if self.connect is None or not self._wanted or (offered == self._offered and self.handing_over):
+            return
+        if self.handing_over:
+            await self.recall()
+        if self._retired:
             return
         self._offered = list(offered)
         self._by_number = {each.model.number: each.model for each in offered}
         self._by_name = {name: each.model for each in offered for name in each.asked}
         self.handing_over = bool(offered)
-        while offered and len(self._workers) < self._wanted:
-            self._start()
         for worker in self._workers:
             self._offer_to(worker)
+        self._complete()
 
     async def recall(self) -> None:
         """Take all connections back; afterwards no worker answers anything, until models are offered again."""
         self.handing_over = False
-        ready = [worker for worker in self._workers if worker.ready]
-        for worker in ready:
+        answering = [worker for worker in self._workers if worker.ready or worker.connections]
+        for worker in answering:
             worker.idle.clear()
             self._tell(worker, Kind.RECALL)
-        for worker in ready:
+        for worker in answering:
             try:
                 await asyncio.wait_for(worker.idle.wait(), RECALL_SECONDS)
             except TimeoutError:
@@ -186,6 +194,7 @@ class Workers:
             if worker.silent > patience:
                 self._metrics.device_failed("hung")
                 self._kill(worker, f"has not been heard of for {patience:.1f} s")
+                worker.silent = 0.0
 
     async def close(self) -> None:
         """End the workers. Their connections have to be back."""
@@ -195,28 +204,49 @@ class Workers:
             self._part_with(worker)
         await asyncio.gather(*(asyncio.to_thread(_wait_for, worker.process) for worker in workers))
 
-    def _start(self) -> None:
-        own, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        own.setblocking(False)
-        with others:
-            command = [sys.executable, "-c", _PROGRAM.format(path=sys.path), str(others.fileno())]
-            process = subprocess.Popen(command, pass_fds=(others.fileno(),), stdin=subprocess.DEVNULL)  # noqa: S603
-        worker = _Worker(process, Channel(own))
-        self._workers.append(worker)
-        asyncio.get_running_loop().add_reader(own.fileno(), self._hear, worker)
-        self._tell(worker, Kind.SETUP, SETUP.dump_json(self._setup))
+    def _complete(self) -> None:
+        """Start the workers that are missing."""
+        if not self.handing_over or self._retired:
+            return
+        try:
+            while len(self._workers) < self._wanted:
+                worker = _started()
+                self._workers.append(worker)
+                asyncio.get_running_loop().add_reader(worker.channel.fileno(), self._hear, worker)
+                self._tell(worker, Kind.SETUP, SETUP.dump_json(self._setup))
+                self._offer_to(worker)
+        except OSError as error:
+            log.warning("no worker can be started, and the server goes on without: %s", error)
+            self._complete_later()
+
+    def _complete_later(self) -> None:
+        log.info("the next worker is started in %.0f s", self._pause)
+        asyncio.get_running_loop().call_later(self._pause, self._complete)
+        self._pause = min(2 * self._pause, MOST_RESTART_SECONDS)
 
     def _offer_to(self, worker: _Worker) -> None:
         worker.loading += 1
         self._tell(worker, Kind.OFFER, ROUTES.dump_json([each.route for each in self._offered]))
 
     def _tell(self, worker: _Worker, kind: Kind, content: bytes = b"") -> None:
-        try:
-            worker.channel.send(kind, content)
-        except BlockingIOError:
-            self._kill(worker, "does not read what it is told")
-        except OSError:
-            pass  # it is gone, which its end of the channel says as well
+        worker.unsent.append((kind, content))
+        if len(worker.unsent) == 1:
+            self._send(worker)
+
+    def _send(self, worker: _Worker) -> None:
+        """Send what is unsent, now or as soon as there is room."""
+        loop = asyncio.get_running_loop()
+        loop.remove_writer(worker.channel.fileno())
+        while worker.unsent:
+            try:
+                worker.channel.send(*worker.unsent[0])
+            except BlockingIOError:
+                loop.add_writer(worker.channel.fileno(), self._send, worker)
+                return
+            except OSError:  # it is gone, which its end of the channel says as well
+                worker.unsent.clear()
+                return
+            worker.unsent.popleft()
 
     def _hear(self, worker: _Worker) -> None:
         for _ in range(MESSAGES_AT_ONCE):
@@ -235,16 +265,13 @@ class Workers:
     def _understand(self, worker: _Worker, message: Message) -> None:
         if message.kind is Kind.TALLY:
             self._count(message.content)
-        elif message.kind is Kind.BACK and message.connection is not None and self.connect is not None:
+        elif message.kind is Kind.BACK:
             worker.connections -= 1
-            connecting = asyncio.ensure_future(self.connect(message.connection, message.content))
-            self._connecting.add(connecting)
-            connecting.add_done_callback(self._connecting.discard)
+            self._take_back(message)
         elif message.kind is Kind.CLOSED:
             worker.connections -= 1
         elif message.kind is Kind.READY:
             worker.loading -= 1
-            self._pause = RESTART_SECONDS
             if worker.ready and self.handing_over:
                 self._share_connections()
         elif message.kind is Kind.IDLE:
@@ -252,6 +279,14 @@ class Workers:
         elif message.kind is Kind.UNABLE:
             log.warning("the server answers without a worker: %s", message.content.decode())
             self._dismiss(worker)
+
+    def _take_back(self, message: Message) -> None:
+        if message.connection is None or self.connect is None:
+            log.error("too many open files for a connection that came back, which is lost")
+            return
+        connecting = asyncio.ensure_future(self.connect(message.connection, message.content))
+        self._connecting.add(connecting)
+        connecting.add_done_callback(self._connecting.discard)
 
     def _share_connections(self) -> None:
         """Ask those with more than their share for some, which the others get when the next request comes on them."""
@@ -263,11 +298,11 @@ class Workers:
 
     def _count(self, content: bytes) -> None:
         tally = TALLY.validate_json(content)
+        if not tally.models.keys() <= self._by_number.keys():
+            return  # from one that was ended, because it did not give its connections back
         self._metrics.add(tally)
         for number, each in tally.models.items():
-            model = self._by_number.get(number)
-            if model is None:  # from one that was ended because it did not give its connections back
-                continue
+            model = self._by_number[number]
             images = {model.card.labels[index]: count for index, count in each.classes.items()}
             self._metrics.add_answers(model.name, model.version, images)
             model.batcher.count(each.statistics)
@@ -279,14 +314,12 @@ class Workers:
     def _has_ended(self, worker: _Worker) -> None:
         """Go on without a worker that ended by itself, and start another one after a while."""
         self._dismiss(worker)
-        log.error("a worker has ended; the next one is started in %.0f s", self._pause)
-        asyncio.get_running_loop().call_later(self._pause, self._replace)
-        self._pause = min(2 * self._pause, MOST_RESTART_SECONDS)
-
-    def _replace(self) -> None:
-        if self.handing_over and len(self._workers) < self._wanted:
-            self._start()
-            self._offer_to(self._workers[-1])
+        if self._retired:
+            return
+        log.error("a worker has ended")
+        if time.monotonic() > worker.started + MOST_RESTART_SECONDS:
+            self._pause = RESTART_SECONDS
+        self._complete_later()
 
     def _dismiss(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -295,8 +328,26 @@ class Workers:
         asyncio.get_running_loop().run_in_executor(None, _wait_for, worker.process)
 
     def _part_with(self, worker: _Worker) -> None:
-        asyncio.get_running_loop().remove_reader(worker.channel.fileno())
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(worker.channel.fileno())
+        loop.remove_writer(worker.channel.fileno())
         worker.channel.close()
+
+
+def _started() -> _Worker:
+    own, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    own.setblocking(False)
+    with others:
+        command = [sys.executable, "-c", _PROGRAM.format(path=sys.path), str(others.fileno())]
+        try:
+            # In a group of its own, so that a terminal's Ctrl-C is the server's alone.
+            process = subprocess.Popen(  # noqa: S603
+                command, pass_fds=(others.fileno(),), stdin=subprocess.DEVNULL, process_group=0
+            )
+        except OSError:
+            own.close()
+            raise
+    return _Worker(process, Channel(own))
 
 
 def _wanted(settings: Settings, cores: int) -> int:

@@ -57,7 +57,8 @@ def _check(case: Any, application: TestClient) -> None:
         json=request.get("json"),
         files=[(str(name), _uploaded(value)) for name, value in request.get("files") or []] or None,
     )
-    assert response.status_code < 500, response.text
+    # A deadline of a millisecond is among what it tries.
+    assert response.status_code < 500 or response.json()["code"] == "deadline_exceeded", response.text
     assert "Traceback" not in response.text
     if response.status_code < 400:
         return
