@@ -8,6 +8,7 @@ connections -> let those that are open finish -> stop the batchers -> exit 0. A 
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -49,6 +50,7 @@ def serve(app: FastAPI, settings: Settings) -> str:
         CertificateError: there is one and it cannot be used.
     """
     lifecycle: Lifecycle = app.state.parts.lifecycle
+    _use_all_descriptors()
     certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     ports = [settings.port, *([settings.admin_port] if settings.admin_port else [])]
     listeners = [listen(settings.host, port) for port in ports]
@@ -72,6 +74,13 @@ def serve(app: FastAPI, settings: Settings) -> str:
     server.run(sockets=listeners)
     log.info("stopped")
     return lifecycle.fatal
+
+
+def _use_all_descriptors() -> None:
+    """Let as many connections be open as this user may have, not the 1,024 files that each process gets unasked: what
+    workers hold comes back to this one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(host: str, port: int) -> socket.socket:
