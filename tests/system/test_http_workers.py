@@ -1,10 +1,7 @@
 """Worker processes: they answer what they can as the server would, and nobody notices when they come, go or fail."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,9 +18,9 @@ from hypothesis import strategies as st
 from service.access import new_key
 from tests.system.server import Server, free_port, running
 from tests.system.wire import answers, connected, is_closed, request
+from tests.system.workers import MADE_ID, eventually, wait_for_workers, who_answers, with_a_worker, workers_of
 
 VOLATILE = {"x-request-id", "server-timing", "date"}
-MADE_ID = 16  # hexadecimal digits of a made request id that are its process's own
 
 
 @pytest.fixture(scope="module")
@@ -36,39 +33,6 @@ def server(digits_models: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def image(seven: Path) -> bytes:
     return seven.read_bytes()
-
-
-def eventually(holds: Callable[[], bool], within: float = 15.0) -> None:
-    give_up = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-
-
-def wait_for_workers(server: Server, count: int) -> None:
-    eventually(lambda: server.metric("service_http_workers") == count)
-
-
-def workers_of(server: Server) -> list[int]:
-    """The process ids of its workers."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return [int(each) for each in children if b"http_worker" in Path(f"/proc/{each}/cmdline").read_bytes()]
-
-
-def who_answers(connection: socket.socket, image: bytes) -> str:
-    """What the process that answers a plain request puts first into the ids that it makes."""
-    connection.sendall(request(image))
-    ((status, headers, body),) = answers(connection, 1)
-    assert (status, b"seven" in body) == (200, True)
-    return headers["x-request-id"][:MADE_ID]
-
-
-def with_a_worker(server: Server, image: bytes) -> socket.socket:
-    """A connection that a worker has."""
-    connection = connected(server)
-    first = who_answers(connection, image)
-    assert who_answers(connection, image) != first
-    return connection
 
 
 def test_a_connection_that_goes_on_is_answered_by_a_worker_in_the_same_words(server: Server, image: bytes) -> None:
@@ -195,35 +159,6 @@ def test_every_request_is_counted_and_logged_once_whoever_answers(digits_models:
         assert len({json.loads(line)["request_id"] for line in lines()}) == 400
 
 
-def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(digits_models: Path, image: bytes) -> None:
-    with running(digits_models, "--http-workers", "2") as server:
-        wait_for_workers(server, 2)
-        killed, left = workers_of(server)
-        with with_a_worker(server, image) as one, with_a_worker(server, image) as other:
-            os.kill(killed, signal.SIGKILL)
-            gone = [is_closed(each, within=1) for each in (one, other)]
-            assert sorted(gone) == [False, True]
-            assert who_answers(one if gone[1] else other, image)
-        assert httpx2.post(server.url + "/classify", content=image).status_code == 200
-        wait_for_workers(server, 2)
-        assert left in workers_of(server)
-        assert killed not in workers_of(server)
-        assert server.get("/health/live").status_code == server.get("/health/ready").status_code == 200
-
-
-def test_a_worker_that_hangs_is_replaced(digits_models: Path, image: bytes) -> None:
-    with running(digits_models, "--http-workers", "1", "--device-timeout-ms", "1500") as server:
-        wait_for_workers(server, 1)
-        (hanging,) = workers_of(server)
-        with with_a_worker(server, image) as connection:
-            os.kill(hanging, signal.SIGSTOP)
-            assert is_closed(connection, within=10)
-        eventually(lambda: workers_of(server) not in ([hanging], []))
-        wait_for_workers(server, 1)
-        with with_a_worker(server, image):
-            pass
-
-
 def test_workers_end_with_a_server_that_is_killed(digits_models: Path) -> None:
     with running(digits_models, "--http-workers", "2") as server:
         wait_for_workers(server, 2)
@@ -296,10 +231,10 @@ def test_no_answer_comes_from_a_version_that_was_replaced(digits_models: Path, i
                     versions.add(version)
             return versions
 
-        with ThreadPoolExecutor(48) as pool:
-            asking = [pool.submit(ask) for _ in range(48)]
+        with ThreadPoolExecutor(24) as pool:
+            asking = [pool.submit(ask) for _ in range(24)]
             try:
-                for version in range(2, 5):
+                for version in range(2, 4):
                     time.sleep(0.5)
                     shutil.copytree(digits_models / "digits" / "1", models / "digits" / str(version))
                     loaded = httpx2.post(f"{server.url}/v2/repository/models/digits/load", json={}, timeout=60)
@@ -308,7 +243,7 @@ def test_no_answer_comes_from_a_version_that_was_replaced(digits_models: Path, i
                 wait_for_workers(server, 2)
             finally:
                 asked_enough.set()
-            assert set.union(*(each.result() for each in asking)) == {1, 2, 3, 4}
+            assert set.union(*(each.result() for each in asking)) == {1, 2, 3}
         with with_a_worker(server, image):
             unloaded = httpx2.post(f"{server.url}/v2/repository/models/digits/unload", json={}, timeout=60)
             assert unloaded.status_code == 200
@@ -346,14 +281,6 @@ def test_the_rest_of_a_request_that_was_given_up_is_no_request(server: Server, i
         assert (status, headers["connection"]) == (504, "close")
         connection.sendall(inner)
         assert is_closed(connection, within=5)
-
-
-def test_a_short_limit_on_runs_leaves_workers_alone(digits_models: Path) -> None:
-    with running(digits_models, "--http-workers", "1", "--device-timeout-ms", "400") as server:
-        wait_for_workers(server, 1)
-        first = workers_of(server)
-        time.sleep(2.5)
-        assert workers_of(server) == first
 
 
 def test_the_server_goes_on_where_no_worker_can_be_started(digits_models: Path, image: bytes) -> None:

@@ -1,0 +1,57 @@
+"""Workers that are killed or hang: their own callers lose their connections, and nobody else notices."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.system.server import running
+from tests.system.wire import is_closed
+from tests.system.workers import eventually, wait_for_workers, who_answers, with_a_worker, workers_of
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def image(seven: Path) -> bytes:
+    return seven.read_bytes()
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(digits_models: Path, image: bytes) -> None:
+    with running(digits_models, "--http-workers", "2") as server:
+        wait_for_workers(server, 2)
+        killed, left = workers_of(server)
+        with with_a_worker(server, image) as one, with_a_worker(server, image) as other:
+            os.kill(killed, signal.SIGKILL)
+            gone = [is_closed(each, within=1) for each in (one, other)]
+            assert sorted(gone) == [False, True]
+            assert who_answers(one if gone[1] else other, image)
+        assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+        wait_for_workers(server, 2)
+        assert left in workers_of(server)
+        assert killed not in workers_of(server)
+        assert server.get("/health/live").status_code == server.get("/health/ready").status_code == 200
+
+
+def test_a_worker_that_hangs_is_replaced(digits_models: Path, image: bytes) -> None:
+    with running(digits_models, "--http-workers", "1", "--device-timeout-ms", "1500") as server:
+        wait_for_workers(server, 1)
+        (hanging,) = workers_of(server)
+        with with_a_worker(server, image) as connection:
+            os.kill(hanging, signal.SIGSTOP)
+            assert is_closed(connection, within=10)
+        eventually(lambda: workers_of(server) not in ([hanging], []))
+        wait_for_workers(server, 1)
+        with with_a_worker(server, image):
+            pass
+
+
+def test_a_short_limit_on_runs_leaves_workers_alone(digits_models: Path) -> None:
+    with running(digits_models, "--http-workers", "1", "--device-timeout-ms", "400") as server:
+        wait_for_workers(server, 1)
+        first = workers_of(server)
+        time.sleep(2.5)
+        assert workers_of(server) == first

@@ -1,0 +1,46 @@
+"""Who answers: the server, or which of its workers."""
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.system.server import Server
+from tests.system.wire import answers, connected, request
+
+MADE_ID = 16  # hexadecimal digits of a made request id that are its process's own
+
+
+def eventually(holds: Callable[[], bool], within: float = 15.0) -> None:
+    """Wait for something to become true."""
+    give_up = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def wait_for_workers(server: Server, count: int) -> None:
+    """Wait until so many workers answer."""
+    eventually(lambda: server.metric("service_http_workers") == count)
+
+
+def workers_of(server: Server) -> list[int]:
+    """The process ids of its workers."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [int(each) for each in children if b"http_worker" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+
+def who_answers(connection: socket.socket, image: bytes) -> str:
+    """What the process that answers a plain request puts first into the ids that it makes."""
+    connection.sendall(request(image))
+    ((status, headers, body),) = answers(connection, 1)
+    assert (status, b"seven" in body) == (200, True)
+    return headers["x-request-id"][:MADE_ID]
+
+
+def with_a_worker(server: Server, image: bytes) -> socket.socket:
+    """A connection that a worker has."""
+    connection = connected(server)
+    first = who_answers(connection, image)
+    assert who_answers(connection, image) != first
+    return connection
