@@ -40,6 +40,8 @@ END_SECONDS = 2.0
 # as long as the longest of these pauses.
 RESTART_SECONDS = 1.0
 MOST_RESTART_SECONDS = 60.0
+# Each has 100 MB, and a container may see all the cores of its host.
+MOST_BY_ITSELF = 4
 # Each worker has a session of each.
 MOST_MODELS = 64
 # Whoever is behind with its messages gets a turn of the event loop's time at once, and not more.
@@ -98,7 +100,7 @@ class Workers:
     """The workers of a server. Used on the event loop only."""
 
     def __init__(self, settings: Settings, cores: int, metrics: Metrics) -> None:
-        """None are started before models are offered; where the settings do not say how many, one for each core."""
+        """None are started before models are offered; without a number in the settings, one a core, but few."""
         self._wanted = _wanted(settings, cores)
         self._patience = max(settings.device_timeout_ms / 1000, LEAST_PATIENCE_SECONDS)
         self._metrics = metrics
@@ -355,7 +357,7 @@ def _wanted(settings: Settings, cores: int) -> int:
     one_has_to_know = settings.rate_limit or settings.cache_bytes or settings.otlp_endpoint or settings.tls_cert
     if sys.platform != "linux" or one_has_to_know or settings.request_timeout_ms / 1000 < 2 * TURN_SECONDS:
         return 0
-    by_itself = cores if cores > 1 else 0
+    by_itself = min(cores, MOST_BY_ITSELF) if cores > 1 else 0
     return by_itself if settings.http_workers == "auto" else settings.http_workers
 
 
