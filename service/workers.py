@@ -100,7 +100,7 @@ class Workers:
     """The workers of a server. Used on the event loop only."""
 
     def __init__(self, settings: Settings, cores: int, metrics: Metrics) -> None:
-        """None are started before models are offered; without a number in the settings, one a core, but few."""
+        """None are started before there is something for them. Without a number in the settings: one a core, of few."""
         self._wanted = _wanted(settings, cores)
         self._patience = max(settings.device_timeout_ms / 1000, LEAST_PATIENCE_SECONDS)
         self._metrics = metrics
@@ -121,14 +121,14 @@ class Workers:
         self._by_number: dict[int, ServedModel] = {}
         self._connecting: set[asyncio.Future[None]] = set()
         self._pause = RESTART_SECONDS
-        self._retired = False
+        self._started = self._retired = False
         self.handing_over = False
         # Set by the server; an application that another one serves has no connections to hand over.
         self.connect: Connect | None = None
         metrics.watch_workers(lambda: sum(worker.ready for worker in self._workers))
 
     async def offer(self, offered: Sequence[Offered]) -> None:
-        """Answer for these models, which are in service, from now on; workers are started for the first of them."""
+        """Answer for these models, which are in service, from now on."""
         offered = offered[:MOST_MODELS]
         if self.connect is None or not self._wanted or (offered == self._offered and self.handing_over):
             return
@@ -140,9 +140,9 @@ class Workers:
         self._by_number = {each.model.number: each.model for each in offered}
         self._by_name = {name: each.model for each in offered for name in each.asked}
         self.handing_over = bool(offered)
+        self._started = False
         for worker in self._workers:
             self._offer_to(worker)
-        self._complete()
 
     async def recall(self) -> None:
         """Take all connections back; afterwards no worker answers anything, until models are offered again."""
@@ -167,7 +167,7 @@ class Workers:
     def take(self, connection: int, received: bytes) -> bool:
         """Give a connection, by its file descriptor, to a worker if what it has just sent is for one; whether it was.
 
-        The descriptor is to be closed then, and what was received forgotten.
+        The descriptor is to be closed then, and what was received forgotten. The first such request starts the workers.
         """
         if not self.handing_over:
             return False
@@ -178,6 +178,9 @@ class Workers:
         model = self._by_name.get(request.head.model) if request else None
         if request is None or model is None or not quick(request.encoded, model.card.preprocessing):
             return False
+        if not self._started:
+            self._started = True
+            self._complete()
         worker = min((each for each in self._workers if each.ready), key=lambda each: each.connections, default=None)
         if worker is None or worker.connections * model.costs.seconds_per_image * model.costs.lanes > TURN_SECONDS:
             return False
@@ -209,6 +212,7 @@ class Workers:
     def _complete(self) -> None:
         """Start the workers that are missing."""
         if not self.handing_over or self._retired:
+            self._started = False  # the next request that is for them asks again
             return
         try:
             while len(self._workers) < self._wanted:

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from tests.system.server import Server, free_port, run_command, running
+from tests.system.workers import wait_for_workers
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +63,7 @@ def test_nothing_is_reported_to_anybody(digits_models: Path, tmp_path: Path, sid
     environment |= {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home")}
     if side == "server":
         with running(digits_models, "--http-workers", "1", environment=environment) as server:
-            give_up = time.monotonic() + 15
-            while server.metric("service_http_workers") < 1:
-                assert time.monotonic() < give_up
-                time.sleep(0.05)
+            wait_for_workers(server, 1)
     else:
         program = "import sys, model_export, onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
         model = digits_models / "digits" / "1" / "model.onnx"

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.conftest import SAMPLES
 from tests.system.server import Server
 from tests.system.wire import answers, connected, request
 
+SEVEN = SAMPLES / "seven.png"
 MADE_ID = 16  # hexadecimal digits of a made request id that are its process's own
 
 
@@ -19,8 +21,13 @@ def eventually(holds: Callable[[], bool], within: float = 15.0) -> None:
         time.sleep(0.05)
 
 
-def wait_for_workers(server: Server, count: int) -> None:
-    """Wait until so many workers answer."""
+def wait_for_workers(server: Server, count: int, *headers: str) -> None:
+    """Have a reason for workers, and wait until so many answer."""
+    with connected(server) as connection:
+        for _ in range(2):
+            connection.sendall(request(SEVEN.read_bytes(), *headers))
+            ((status, _, _),) = answers(connection, 1)
+            assert status == 200
     eventually(lambda: server.metric("service_http_workers") == count)
 
 
