@@ -122,7 +122,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, Preprocessing]] = {
     "basic blocks": (lambda: trained_like("resnet18", 9, blocks=SHORT), 3, SMALL),
     "basic blocks, option A": (lambda: trained_like("resnet34-a", 9, blocks=SHORT), 3, SMALL),
     "plain": (lambda: trained_like("plain18", 9, blocks=SHORT), 3, SMALL),
-    "resnet50": (lambda: trained_like("resnet50", 9), 3, SMALL),
+    "bottlenecks": (lambda: trained_like("resnet50", 9, blocks=SHORT), 3, SMALL),
     "bottlenecks, stride on the 1×1": (lambda: trained_like("resnet50-v1", 9, blocks=SHORT), 3, SMALL),
     "CIFAR, option C, grey": (lambda: trained_like("resnet8-c", 9, 1), 1, GREY),
 }

@@ -132,6 +132,7 @@ def test_a_flood_of_headers_is_cut_and_costs_no_memory(server: Server) -> None:
     wait_until_ready(server)
 
 
+@pytest.mark.faults
 def test_headers_that_do_not_end_are_cut_after_the_stated_time_and_whole_ones_are_not(server: Server) -> None:
     with (
         socket.create_connection(("127.0.0.1", server.port), timeout=15) as slow,
