@@ -1,12 +1,12 @@
 """Logits -> probabilities and the top k labels. Pure."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InternalError
+from service.errors import InternalError, InvalidParameter
 
 DEFAULT_TOP_K = 5
 
@@ -17,6 +17,22 @@ class Prediction(TypedDict):
     label: str
     index: int
     probability: float
+
+
+def labels_in_answer(top_k: int | None, classes: int) -> int:
+    """How many labels an answer has: as many as asked for, or DEFAULT_TOP_K, or all of fewer classes.
+
+    Raises:
+        InvalidParameter: more were asked for than there are.
+    """
+    if top_k is not None and top_k > classes:
+        raise InvalidParameter(f"top_k: the model has {classes} classes.")
+    return top_k or min(DEFAULT_TOP_K, classes)
+
+
+def predictions_body(model: str, version: int, predictions: list[Prediction]) -> dict[str, Any]:
+    """The answer for one image (contract section 5)."""
+    return {"model": model, "version": version, "predictions": predictions}
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -24,9 +24,9 @@ import numpy as np
 import orjson
 
 from service.access import Keys
-from service.answer import DEFAULT_TOP_K, Prediction, top_predictions_of_each
+from service.answer import Prediction, labels_in_answer, predictions_body, top_predictions_of_each
 from service.artifact import ModelCard
-from service.errors import ServiceError
+from service.errors import ServiceError, StartError
 from service.exchange import Exchange, request_id
 from service.folder import Location
 from service.golden import replay
@@ -228,10 +228,7 @@ class Worker:
         model = self._models.get(asked.head.model)
         if model is None or not quick(asked.encoded, model.card.preprocessing):
             raise NotSimple
-        classes = len(model.card.labels)
-        top_k = asked.head.top_k or min(DEFAULT_TOP_K, classes)
-        if top_k > classes:
-            raise NotSimple
+        top_k = labels_in_answer(asked.head.top_k, len(model.card.labels))
         pixels = preprocess(asked.encoded, model.card.preprocessing, self._max_pixels)  # (H, W, 3) uint8
         exchange.model, exchange.version = model.route.name, str(model.route.version)
         return _Request(connection, model, exchange, top_k, pixels, time.monotonic())
@@ -269,7 +266,7 @@ class Worker:
 
     def _answer(self, request: _Request, predictions: list[Prediction]) -> None:
         exchange, model = request.exchange, request.model
-        body = orjson.dumps({"model": model.route.name, "version": model.route.version, "predictions": predictions})
+        body = orjson.dumps(predictions_body(model.route.name, model.route.version, predictions))
         exchange.finish(200)
         self._write(request.connection, _answer(exchange, body))
 
@@ -362,6 +359,9 @@ def main() -> int:
     configure_logging(setup.log_format, setup.log_level)
     try:
         Worker(channel, setup).work()
+    except StartError as error:
+        log.error("a worker cannot start: %s", error)
+        return 1
     except Exception as error:
         log.critical("a worker failed, and its server goes on", exc_info=error)
         return 1

@@ -121,7 +121,7 @@ class Workers:
         self._by_number: dict[int, ServedModel] = {}
         self._connecting: set[asyncio.Future[None]] = set()
         self._pause = RESTART_SECONDS
-        self._started = self._retired = False
+        self._asked_for = self._retired = False
         self.handing_over = False
         # Set by the server; an application that another one serves has no connections to hand over.
         self.connect: Connect | None = None
@@ -140,7 +140,7 @@ class Workers:
         self._by_number = {each.model.number: each.model for each in offered}
         self._by_name = {name: each.model for each in offered for name in each.asked}
         self.handing_over = bool(offered)
-        self._started = False
+        self._asked_for = False
         for worker in self._workers:
             self._offer_to(worker)
 
@@ -178,8 +178,8 @@ class Workers:
         model = self._by_name.get(request.head.model) if request else None
         if request is None or model is None or not quick(request.encoded, model.card.preprocessing):
             return False
-        if not self._started:
-            self._started = True
+        if not self._asked_for:
+            self._asked_for = True
             self._complete()
         worker = min((each for each in self._workers if each.ready), key=lambda each: each.connections, default=None)
         if worker is None or worker.connections * model.costs.seconds_per_image * model.costs.lanes > TURN_SECONDS:
@@ -212,11 +212,11 @@ class Workers:
     def _complete(self) -> None:
         """Start the workers that are missing."""
         if not self.handing_over or self._retired:
-            self._started = False  # the next request that is for them asks again
+            self._asked_for = False  # the next request that is for them asks again
             return
         try:
             while len(self._workers) < self._wanted:
-                worker = _started()
+                worker = _new_worker()
                 self._workers.append(worker)
                 asyncio.get_running_loop().add_reader(worker.channel.fileno(), self._hear, worker)
                 self._tell(worker, Kind.SETUP, SETUP.dump_json(self._setup))
@@ -340,7 +340,7 @@ class Workers:
         worker.channel.close()
 
 
-def _started() -> _Worker:
+def _new_worker() -> _Worker:
     own, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     own.setblocking(False)
     with others:

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from service.answer import DEFAULT_TOP_K
+from service.answer import labels_in_answer, predictions_body
 from service.body import FormLimits
-from service.errors import InvalidParameter
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.pipeline import Answer, Order
@@ -33,14 +32,12 @@ def order_for(
 ) -> Order:
     """What is asked of the model; refuses what can be refused before the body is read."""
     priority = Priority[headers.x_priority.upper()]
-    classes = len(model.card.labels)
-    if query.top_k is not None and query.top_k > classes:
-        raise InvalidParameter(f"top_k: the model has {classes} classes.")
+    top_k = labels_in_answer(query.top_k, len(model.card.labels))
     if not service.settings.cache_bytes:  # with a cache, the answer may be there
         model.batcher.refuse_when_full(priority)
     return Order(
         model=model,
-        top_k=query.top_k or min(DEFAULT_TOP_K, classes),
+        top_k=top_k,
         priority=priority,
         shadow=None if query.version else service.repository.shadow_of(model, _key(headers, exchange)),
         deadline=exchange.started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
@@ -65,6 +62,6 @@ def form_limits(settings: Settings) -> FormLimits:
 
 
 def answer_body(order: Order, answer: Answer) -> dict[str, Any]:
-    """The answer for one image (contract section 5)."""
-    body = {"model": order.model.name, "version": order.model.version, "predictions": answer.predictions}
+    """The answer for one image, with its explanation where one was asked for."""
+    body = predictions_body(order.model.name, order.model.version, answer.predictions)
     return body | ({"explanation": answer.explanation} if answer.explanation else {})

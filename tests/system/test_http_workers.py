@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from service.access import new_key
 from tests.system.server import Server, free_port, running
-from tests.system.wire import answers, connected, is_closed, request
+from tests.system.wire import answers, connected, is_closed, mixed, request
 from tests.system.workers import MADE_ID, eventually, wait_for_workers, who_answers, with_a_worker, workers_of
 
 VOLATILE = {"x-request-id", "server-timing", "date"}
@@ -105,26 +105,10 @@ def test_what_a_worker_does_not_answer_the_server_does_on_the_same_connection(
 def test_however_the_bytes_are_cut_the_answers_come_whole_and_in_order(
     server: Server, image: bytes, data: st.DataObject
 ) -> None:
-    probe = b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n\r\n"
-    kinds = data.draw(st.lists(st.sampled_from(["plain", "documented", "bad", "probe"]), min_size=1, max_size=6))
-    sent = b"".join(
-        {
-            "plain": request(image, f"X-Request-Id: {number}"),
-            "documented": request(image, f"X-Request-Id: {number}", target="/classify?explain=cam"),
-            "bad": request(b"nothing", f"X-Request-Id: {number}"),
-            "probe": probe % number,
-        }[kind]
-        for number, kind in enumerate(kinds)
-    )
-    cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=5)))
+    requests = data.draw(mixed(image))
     pause = data.draw(st.sampled_from([0.0, 0.002, 0.15]))  # the last is longer than a worker waits for the rest
     with with_a_worker(server, image) as connection:
-        for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
-            connection.sendall(sent[start:end])
-            time.sleep(pause)
-        found = answers(connection, len(kinds))
-    assert [headers["x-request-id"] for _, headers, _ in found] == [str(number) for number in range(len(kinds))]
-    assert [status for status, _, _ in found] == [400 if kind == "bad" else 200 for kind in kinds]
+        requests.exchange(connection, pause)
 
 
 def test_every_request_is_counted_and_logged_once_whoever_answers(digits_models: Path, image: bytes) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.system.server import Server, running
-from tests.system.wire import answers, connected, is_closed, request
+from tests.system.wire import answers, connected, is_closed, mixed, request
 
 VOLATILE = {"x-request-id", "server-timing", "date", "content-length"}
 
@@ -80,26 +80,9 @@ def test_a_missing_key_gets_the_same_refusal(digits_models: Path, image: bytes) 
 def test_however_the_bytes_are_cut_the_answers_come_whole_and_in_order(
     server: Server, image: bytes, data: st.DataObject
 ) -> None:
-    probe = b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n\r\n"
-    kinds = data.draw(st.lists(st.sampled_from(["plain", "documented", "bad", "probe"]), min_size=1, max_size=6))
-    sent = b"".join(
-        {
-            "plain": request(image, f"X-Request-Id: {number}"),
-            "documented": request(image, f"X-Request-Id: {number}", target="/classify?explain=cam"),
-            "bad": request(b"nothing", f"X-Request-Id: {number}"),
-            "probe": probe % number,
-        }[kind]
-        for number, kind in enumerate(kinds)
-    )
-    cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=5)))
+    requests = data.draw(mixed(image))
     with connected(server) as connection:
-        for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True):
-            connection.sendall(sent[start:end])
-            time.sleep(0.002)
-        found = answers(connection, len(kinds))
-    assert [headers["x-request-id"] for _, headers, _ in found] == [str(number) for number in range(len(kinds))]
-    assert [status for status, _, _ in found] == [400 if kind == "bad" else 200 for kind in kinds]
-    assert [b"seven" in body for _, _, body in found] == [kind in ("plain", "documented") for kind in kinds]
+        requests.exchange(connection, 0.002)
 
 
 def test_a_caller_who_sends_on_and_on_before_reading_gets_every_answer(server: Server, image: bytes) -> None:

@@ -1,8 +1,12 @@
 """Plain requests and their answers as bytes on a connection, for tests that decide when each byte is sent."""
 
 import socket
+import time
 from http.client import HTTPResponse
 from io import BytesIO
+from typing import NamedTuple
+
+from hypothesis import strategies as st
 
 from tests.system.server import Server
 
@@ -47,6 +51,40 @@ def answers(connection: socket.socket, count: int) -> list[tuple[int, dict[str, 
             received = received[head + length :]
     assert not received
     return found
+
+
+class Mixed(NamedTuple):
+    """Requests of several kinds, one after the other, and where their bytes are cut."""
+
+    kinds: list[str]
+    sent: bytes
+    cuts: list[int]
+
+    def exchange(self, connection: socket.socket, pause: float) -> None:
+        """Send the pieces, so many seconds apart; every answer has to come whole, right and in order."""
+        for start, end in zip([0, *self.cuts], [*self.cuts, len(self.sent)], strict=True):
+            connection.sendall(self.sent[start:end])
+            time.sleep(pause)
+        found = answers(connection, len(self.kinds))
+        assert [headers["x-request-id"] for _, headers, _ in found] == [str(number) for number in range(len(found))]
+        assert [status for status, _, _ in found] == [400 if kind == "bad" else 200 for kind in self.kinds]
+        assert [b"seven" in body for _, _, body in found] == [kind in ("plain", "documented") for kind in self.kinds]
+
+
+@st.composite
+def mixed(draw: st.DrawFn, image: bytes) -> Mixed:
+    """One to six requests, plain or not, some of them bad, cut in up to six pieces; `image` is of a seven."""
+    kinds = draw(st.lists(st.sampled_from(["plain", "documented", "bad", "probe"]), min_size=1, max_size=6))
+    sent = b"".join(
+        {
+            "plain": request(image, f"X-Request-Id: {number}"),
+            "documented": request(image, f"X-Request-Id: {number}", target="/classify?explain=cam"),
+            "bad": request(b"nothing", f"X-Request-Id: {number}"),
+            "probe": b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n\r\n" % number,
+        }[kind]
+        for number, kind in enumerate(kinds)
+    )
+    return Mixed(kinds, sent, sorted(draw(st.sets(st.integers(1, len(sent) - 1), max_size=5))))
 
 
 def is_closed(connection: socket.socket, within: float) -> bool:
