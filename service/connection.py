@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol):
         state = cast("FastAPI", self.config.app).state
         self._short_way: ShortWay = state.short_way
         self._workers: Workers = state.parts.workers
-        self._came_back, self._received = received is not None, received or b""
+        self._came_back, self._declined, self._received = received is not None, bool(received), received or b""
         self._watchers: set[Callable[[], None]] = set()
         self._reading_headers = False
         self._header_bytes = 0
@@ -82,7 +82,7 @@ class Connection(HttpToolsProtocol):
         return self.scope is not self.cycle.scope
 
     def data_received(self, data: bytes) -> None:
-        if self._workers.handing_over and self._may_leave() and self._workers.take(self._descriptor(), data):
+        if self._workers.handing_over and self._may_leave() and self._leaves(data):
             self.transport.abort()  # here; it goes on there
             return
         begun = self._reading_headers
@@ -159,8 +159,9 @@ class Connection(HttpToolsProtocol):
             and not self.transport.get_write_buffer_size()
         )
 
-    def _descriptor(self) -> int:
-        return cast("socket.socket", self.transport.get_extra_info("socket")).fileno()
+    def _leaves(self, data: bytes) -> bool:
+        own = cast("socket.socket", self.transport.get_extra_info("socket"))
+        return self._workers.take(own.fileno(), data, declined=self._declined)
 
     def _plain_request(self) -> PlainRequest | None:
         """What has to be answered the short way: a plain request, when its turn has come."""

@@ -29,7 +29,7 @@ from service.runtime import DeviceError
 from service.settings import Settings
 from service.splits import Alias
 from service.watched import Fingerprint
-from service.workers import Offered, Workers, pays
+from service.workers import Offered, Workers
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Control:
     def _offered(self, name: str) -> Offered | None:
         """What workers are to answer for a model that they may answer for."""
         model = self._repository.sole(name)
-        if model is None or not pays(model):
+        if model is None or not self._workers.pay(model):
             return None
         try:
             unnamed = self._repository.find(self._default_model).name

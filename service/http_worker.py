@@ -212,7 +212,7 @@ class Worker:
         """Whether a whole request has arrived, and for whom."""
         try:
             asked = simple_request(connection.received, self._max_bytes)
-            if asked is not None:
+            if asked is not None and asked.complete:
                 self._arrived.append(self._decoded(connection, asked))
         except (NotSimple, ServiceError):
             self._return(connection)

@@ -47,10 +47,15 @@ class SimpleHead(NamedTuple):
 
 
 class SimpleRequest(NamedTuple):
-    """One whole request: its head, and the encoded image."""
+    """One request: its head, and what has arrived of the encoded image."""
 
     head: SimpleHead
     encoded: bytes
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has arrived."""
+        return len(self.encoded) == self.head.length
 
 
 def read_query(method: bytes, target: bytes) -> ClassifyQuery | None:
@@ -84,7 +89,7 @@ def plain_length(headers: RawHeaders, sent: dict[bytes, bytes], most: int) -> in
 
 
 def simple_request(received: bytes, most: int) -> SimpleRequest | None:
-    """The one request that was received; None while some of it is missing.
+    """The one request that was received; None while some of its head is missing.
 
     Args:
         received: from a request's first byte on.
@@ -102,7 +107,7 @@ def simple_request(received: bytes, most: int) -> SimpleRequest | None:
     head = _simple_head(received[:end]) if end <= MOST_HEAD_BYTES else None
     if head is None or head.length > most or len(received) > end + head.length:
         raise NotSimple
-    return SimpleRequest(head, received[end:]) if len(received) == end + head.length else None
+    return SimpleRequest(head, received[end:])
 
 
 class _Parsed:

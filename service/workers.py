@@ -68,11 +68,6 @@ class Offered:
         return Route(model.name, model.version, model.number, path, model.files, self.asked, batch_size)
 
 
-def pays(model: ServedModel) -> bool:
-    """Whether a model is answered for faster by workers: its run takes no longer than what surrounds it."""
-    return model.device == "cpu" and model.costs.lone_seconds <= MOST_RUN_SECONDS
-
-
 @dataclass(eq=False)
 class _Worker:
     """A process, and what is known of it.
@@ -102,6 +97,7 @@ class Workers:
     def __init__(self, settings: Settings, cores: int, metrics: Metrics) -> None:
         """None are started before there is something for them. Without a number in the settings: one a core, of few."""
         self._wanted = _wanted(settings, cores)
+        self._by_itself = settings.http_workers == "auto"
         self._patience = max(settings.device_timeout_ms / 1000, LEAST_PATIENCE_SECONDS)
         self._metrics = metrics
         self._most_bytes = min(QUICK_BYTES, settings.max_image_bytes)
@@ -126,6 +122,11 @@ class Workers:
         # Set by the server; an application that another one serves has no connections to hand over.
         self.connect: Connect | None = None
         metrics.watch_workers(lambda: sum(worker.ready for worker in self._workers))
+
+    def pay(self, model: ServedModel) -> bool:
+        """Whether workers are to answer for a model: its run is short, or the settings say how many there are to be."""
+        short = model.costs.lone_seconds <= MOST_RUN_SECONDS
+        return model.device == "cpu" and (short or not self._by_itself)
 
     async def offer(self, offered: Sequence[Offered]) -> None:
         """Answer for these models, which are in service, from now on."""
@@ -164,19 +165,17 @@ class Workers:
             self._retired = True
             await self.recall()
 
-    def take(self, connection: int, received: bytes) -> bool:
+    def take(self, connection: int, received: bytes, *, declined: bool) -> bool:
         """Give a connection, by its file descriptor, to a worker if what it has just sent is for one; whether it was.
 
         The descriptor is to be closed then, and what was received forgotten. The first such request starts the workers.
+        Many clients send the image after the head: then it is for the worker to see whether it is small, unless one has
+        `declined` a request on this connection already.
         """
         if not self.handing_over:
             return False
-        try:
-            request = simple_request(received, self._most_bytes)
-        except NotSimple:
-            return False
-        model = self._by_name.get(request.head.model) if request else None
-        if request is None or model is None or not quick(request.encoded, model.card.preprocessing):
+        model = self._asked_model(received, declined=declined)
+        if model is None:
             return False
         if not self._asked_for:
             self._asked_for = True
@@ -190,6 +189,18 @@ class Workers:
             return False
         worker.connections += 1
         return True
+
+    def _asked_model(self, received: bytes, *, declined: bool) -> ServedModel | None:
+        """The model that is asked, if a worker may answer."""
+        try:
+            request = simple_request(received, self._most_bytes)
+        except NotSimple:
+            return None
+        model = self._by_name.get(request.head.model) if request else None
+        if request is None or model is None:
+            return None
+        small = quick(request.encoded, model.card.preprocessing) if request.complete else not declined
+        return model if small else None
 
     def watch(self, elapsed: float) -> None:
         """Look after the workers, `elapsed` seconds after the last look; one that hangs is replaced."""

@@ -55,6 +55,20 @@ def test_a_connection_that_goes_on_is_answered_by_a_worker_in_the_same_words(ser
         assert headers["x-request-id"] == "mine"
 
 
+def test_a_caller_who_sends_the_image_after_the_head_has_a_worker_too(server: Server, image: bytes) -> None:
+    whole = request(image)
+    ids = []
+    with connected(server) as connection:
+        for _ in range(2):
+            connection.sendall(whole[: -len(image)])
+            time.sleep(0.02)
+            connection.sendall(image)
+            ((status, headers, _),) = answers(connection, 1)
+            assert status == 200
+            ids.append(headers["x-request-id"][:MADE_ID])
+    assert ids[0] != ids[1]
+
+
 def test_connections_are_shared_evenly(server: Server, image: bytes) -> None:
     connections = [with_a_worker(server, image) for _ in range(8)]
     try:
@@ -271,7 +285,9 @@ def test_the_rest_of_a_request_that_was_given_up_is_no_request(server: Server, i
 
 def test_the_server_goes_on_where_no_worker_can_be_started(digits_models: Path, image: bytes) -> None:
     program = "import sys; from service.cli import main; sys.executable = '/nowhere/python'; sys.exit(main())"
-    command = [sys.executable, "-c", program, "--models", str(digits_models), "--port", str(port := free_port())]
+    port = free_port()
+    flags = ["--models", str(digits_models), "--port", str(port), "--http-workers", "1"]
+    command = [sys.executable, "-c", program, *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
