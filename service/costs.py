@@ -7,7 +7,7 @@ Which is better, and from which size on a larger batch brings nothing more, depe
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ WORTH_A_COPY = 1.03
 # Under load there is decoding on the same cores: a run on all of them waits for the thread that it holds up, where runs
 # side by side do not wait for each other. ResNet-50 float32, a tenth faster side by side when nothing else runs,
 # answers a fifth more that way under load. A smaller preference was within the noise of a warm-up.
-BESIDE_DECODING = {"together": 0.8, "spread": 1.0}
+BESIDE_DECODING = {"together": 0.7, "spread": 1.0}
 # What a batch costs beside its run, in the hand-over between threads; without it, sizes of small networks seem equal.
 # Measured at 32 connections: batches of 4 took their device thread 0.24 ms more than their run.
 HAND_OVER_SECONDS = 2e-4
@@ -33,17 +33,20 @@ HAND_OVER_SECONDS = 2e-4
 IN_A_ROW_SECONDS = 5e-3
 # A batch that takes longer holds the device for too long, whatever it brings.
 LONGEST_SECONDS = 0.15
-# The sizes that are tried take so long together, one run each: a start is waited for, and on a CPU batches of a large
-# network bring little.
+# The sizes that are tried take so long together: a start is waited for, and on a CPU batches of a large network bring
+# little.
 SEARCH_SECONDS = 0.25
 # A size may bring little where the next one, with full vectors, brings much: two that do not pay end the search.
 PATIENCE = 2
-# The least of several runs is measured, because other work on the machine only ever adds; long runs vary less.
+# The least of several runs is measured, because other work on the machine only ever adds, and the first run of a size
+# allocates; long runs vary less.
+LEAST_RUNS = 2
 ENOUGH_SECONDS = 0.03
 MAX_RUNS = 5
 # An arrangement chosen by a stray slow run would be kept for good; one of three long runs is not slow by accident.
 MIN_LONE_RUNS = 3
 ENOUGH_LONE_SECONDS = 0.1
+MAX_LONE_RUNS = 10
 # A long run that takes so much more than another arrangement's least is slower, by whatever accident.
 HOPELESS = 1.3
 
@@ -105,12 +108,10 @@ def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, .
         sizes: batch sizes to try, ascending from 1; the search ends where larger ones do not pay, or take too long.
         progress: told how many of how many arrangements are done.
     """
-    lone: dict[Arrangement, float] = {}
+    lone = _lone_seconds(run, lanes)
     tables: dict[Arrangement, tuple[Cost, ...]] = {}
     for step, (arrangement, count) in enumerate(lanes.items(), start=1):
         progress(step, len(lanes))
-        hopeless = HOPELESS * min(lone.values(), default=math.inf)
-        lone[arrangement] = _least_lone_seconds(partial(run, 1, arrangement), hopeless)
         tables[arrangement] = _table(run, arrangement, count, sizes, lone[arrangement])
     rates = {
         arrangement: BESIDE_DECODING[arrangement] * max(cost.images_per_second for cost in table)
@@ -152,7 +153,7 @@ def _worth_trying(table: list[Cost], expected: float) -> bool:
     """Whether a next size that is expected to take so many seconds may still pay, in no more time than there is."""
     spent = sum(each.seconds for each in table)
     paid = any(each.used for each in table[-PATIENCE:])
-    return paid and expected <= LONGEST_SECONDS and spent + expected <= SEARCH_SECONDS
+    return paid and expected <= LONGEST_SECONDS and LEAST_RUNS * (spent + expected) <= SEARCH_SECONDS
 
 
 def _on_every_lane(pool: Executor, work: Callable[[], None], lanes: int) -> None:
@@ -166,26 +167,33 @@ def _repeat(run: RunBlank, size: int, arrangement: Arrangement, times: int) -> N
         run(size, arrangement)
 
 
-def _least_lone_seconds(work: Callable[[], object], hopeless: float) -> float:
-    """The least of several runs; of a single one if that is long, and longer than is of any use."""
-    seconds = _least_seconds(work)
-    if seconds > max(hopeless, ENOUGH_SECONDS):
-        return seconds
-    return min(seconds, _least_seconds(work, 0.0, MIN_LONE_RUNS - 1, ENOUGH_LONE_SECONDS - seconds))
+def _lone_seconds(run: RunBlank, arrangements: Collection[Arrangement]) -> dict[Arrangement, float]:
+    """What a lone image takes in each arrangement: the least of several runs, in turns, as machines vary in speed."""
+    taken: dict[Arrangement, list[float]] = {arrangement: [] for arrangement in arrangements}
+    for _ in range(MAX_LONE_RUNS):
+        least = min((min(each) for each in taken.values() if each), default=math.inf)
+        for arrangement, seconds in taken.items():
+            hopeless = len(seconds) == 1 and seconds[0] > max(HOPELESS * least, ENOUGH_SECONDS)
+            enough = len(seconds) >= MIN_LONE_RUNS and sum(seconds) > ENOUGH_LONE_SECONDS
+            if not hopeless and not enough:
+                seconds.append(_seconds(partial(run, 1, arrangement)))
+    return {arrangement: min(seconds) for arrangement, seconds in taken.items()}
 
 
-def _least_seconds(
-    work: Callable[[], object], expected: float = 0.0, runs: int = 1, enough: float = ENOUGH_SECONDS
-) -> float:
-    """The least of a few runs, `runs` at least; more where they are slower than expected: they allocated, or waited."""
+def _least_seconds(work: Callable[[], object], expected: float) -> float:
+    """The least of a few runs; more where they are slower than expected: they allocated, or waited."""
     least = float("inf")
     total = 0.0
     for number in range(1, MAX_RUNS + 1):
-        started = time.perf_counter()
-        work()
-        seconds = time.perf_counter() - started
+        seconds = _seconds(work)
         least = min(least, seconds)
         total += seconds
-        if number >= runs and total > enough and least <= 1.5 * (expected or least):
+        if number >= LEAST_RUNS and total > ENOUGH_SECONDS and least <= 1.5 * (expected or least):
             break
     return least
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
