@@ -54,12 +54,22 @@ def top_predictions(logits: NDArray[np.float32], labels: Sequence[str], top_k: i
     return top_predictions_of_each(logits[None], labels, (top_k,))[0]
 
 
+def most_probable(logits: NDArray[np.float32]) -> tuple[int, float]:
+    """Index and probability of the most probable class of logits `[classes]`.
+
+    Raises:
+        InternalError: the model gave NaN or infinity.
+    """
+    _refuse_infinity(logits)
+    best = int(logits.argmax())
+    return best, 1 / float(np.add.reduce(np.exp(logits - logits[best], dtype=np.float64)))
+
+
 def top_predictions_of_each(
     logits: NDArray[np.float32], labels: Sequence[str], top_k: Sequence[int]
 ) -> list[list[Prediction]]:
     """The same for the rows of logits `[n, classes]`, with a `top_k` for each; all fail together."""
-    if not np.isfinite(np.add.reduce(logits, axis=None, dtype=np.float64)):  # which finite float32 cannot overflow
-        raise InternalError from ValueError("the model gave logits that are not finite")
+    _refuse_infinity(logits)
     probabilities = softmax(logits)
     best = (-probabilities).argsort(kind="stable")[:, : max(top_k)]
     values = probabilities[np.arange(len(logits))[:, None], best]
@@ -70,3 +80,8 @@ def top_predictions_of_each(
         ]
         for indices, row, count in zip(best.tolist(), values.tolist(), top_k, strict=True)
     ]
+
+
+def _refuse_infinity(logits: NDArray[np.float32]) -> None:
+    if not np.isfinite(np.add.reduce(logits, axis=None, dtype=np.float64)):  # which finite float32 cannot overflow
+        raise InternalError from ValueError("the model gave logits that are not finite")

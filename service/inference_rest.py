@@ -68,12 +68,19 @@ def parse(body: bytes, header_length: str | None, signature: Signature) -> Infer
     """
     if header_length is None:
         return understand(_request(_read(body), b""), signature)
-    length = int(header_length) if header_length.isascii() and header_length.isdecimal() else -1
+    length = json_length(body, header_length)
     if not 0 <= length <= len(body):
         raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {header_length[:32]}")
     if length == 0:
         return Inference("", _raw(body, signature), Wanted(binary=True))
     return understand(_request(_read(body[:length]), body[length:]), signature)
+
+
+def json_length(body: bytes, header_length: str | None) -> int:
+    """How many of a request's bytes are JSON: all, or as many as the header says; -1 if it says no number."""
+    if header_length is None:
+        return len(body)
+    return int(header_length) if header_length.isascii() and header_length.isdecimal() else -1
 
 
 def parse_control(body: bytes) -> int | None:

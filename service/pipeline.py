@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from service.answer import Prediction, top_predictions
+from service.answer import Prediction, most_probable, top_predictions
 from service.cache import Cache, Pending, digest
 from service.cam import Explanation, Head, explain
 from service.deadlines import before
@@ -111,8 +111,8 @@ class Pipeline:
                 for each in pending:
                     each.abandon()
         for logits in rows:
-            (best,) = top_predictions(logits, order.model.card.labels, 1)
-            self._metrics.predicted(order.model.name, best["label"], best["probability"])
+            best, probability = most_probable(logits)
+            self._metrics.predicted(order.model.name, order.model.card.labels[best], probability)
         return np.stack(rows), [each.stages for each in pending]
 
     async def aside(self, work: Callable[[], Result]) -> Result:

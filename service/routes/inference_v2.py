@@ -3,7 +3,7 @@
 `service/inference_rest.py` has the form of requests and answers; here is what is asked where.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -23,12 +23,12 @@ from service.inference_models import (
     server_metadata,
     signature_of,
 )
-from service.inference_protocol import Inference, Signature
-from service.inference_rest import parse, parse_control, render
+from service.inference_protocol import Inference, Signature, Wanted
+from service.inference_rest import json_length, parse, parse_control, render
 from service.pipeline import Order
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service, administration, on_admin_port
-from service.tickets import Priority, slowest
+from service.tickets import Logits, Priority, slowest
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 # Probes have no key.
@@ -38,6 +38,10 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 OCTETS = "application/octet-stream"
 # A smaller answer is not worth compressing: it fits a packet.
 WORTH_COMPRESSING = 1400
+# What takes less than handing it to another thread: bytes of a body to copy and of JSON to read, logits to write down.
+SOON_COPIED = 2**20
+SOON_PARSED = 2**12
+SOON_RENDERED = 2**14
 # Triton's clients may send a model with the request; here models come from the folder.
 MAX_CONTROL_BYTES = 2**16
 ONE = "/models/{name}"
@@ -146,25 +150,30 @@ async def infer(request: Request, service: Service, name: str, version: int | No
         model.batcher.refuse_when_full(Priority.HIGH)  # its own is in the body
         async with before(limit):
             body = await read_body(request, service.settings.max_request_bytes, share)
-            asked = await service.pipeline.aside(_parsing(request, body, signature, service))
+            asked = await _understood(request, body, signature, service)
         deadline = asked.deadline(exchange.started, limit)
         order = Order(model, 1, deadline, on_hang_up_of(request.scope, request.receive), asked.priority)
         logits, stages = await service.pipeline.infer(asked.images, order)
     exchange.stages = slowest(stages)
     about = {"model_name": model.name, "model_version": str(model.version), "id": asked.id}
     coding = accepted(request.headers.get("accept-encoding", ""))
-    return await service.pipeline.aside(lambda: _answer(*render(logits, asked.wanted, signature, about), coding=coding))
+    answer = partial(_answer, logits, asked.wanted, signature, about, coding=coding)
+    soon = not coding and asked.wanted.binary and logits.size <= SOON_RENDERED
+    return answer() if soon else await service.pipeline.aside(answer)
 
 
-def _parsing(request: Request, body: bytes, signature: Signature, service: Parts) -> Callable[[], Inference]:
-    """Inflating and parsing, to be done beside the event loop: a tensor in JSON takes long to read."""
+async def _understood(request: Request, body: bytes, signature: Signature, service: Parts) -> Inference:
+    """Inflated and parsed; beside the event loop where that takes long, as of a tensor in JSON."""
     coding = request.headers.get("content-encoding", "")
     length = request.headers.get(HEADER_LENGTH)
+    if not coding and len(body) <= SOON_COPIED and json_length(body, length) <= SOON_PARSED:
+        return parse(body, length, signature)
     size = service.settings.max_request_bytes
-    return lambda: parse(inflate(body, coding, size), length, signature)
+    return await service.pipeline.aside(lambda: parse(inflate(body, coding, size), length, signature))
 
 
-def _answer(body: bytes, header_length: int | None, *, coding: str) -> Response:
+def _answer(logits: Logits, wanted: Wanted, signature: Signature, about: dict[str, str], *, coding: str) -> Response:
+    body, header_length = render(logits, wanted, signature, about)
     headers = {} if header_length is None else {HEADER_LENGTH: str(header_length)}
     if coding and len(body) > WORTH_COMPRESSING:
         body = deflate(body, coding)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.answer import softmax, top_predictions
+from service.answer import most_probable, softmax, top_predictions
 from service.errors import InternalError
 
 logits_strategy = st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=50)
@@ -25,6 +25,15 @@ def test_each_index_gets_its_own_label() -> None:
     assert [each["probability"] for each in predictions] == pytest.approx([0.665241, 0.244728, 0.090031])
 
 
+@given(logits_strategy)
+def test_the_most_probable_class_is_the_first_of_the_predictions(values: list[float]) -> None:
+    logits = np.array(values, dtype=np.float32)
+    (first,) = top_predictions(logits, [""] * len(values), top_k=1)
+    index, probability = most_probable(logits)
+    assert index == first["index"]
+    assert probability == pytest.approx(first["probability"], abs=1e-6)
+
+
 def test_top_k_bounds_the_answer_and_ties_keep_the_index_order() -> None:
     predictions = top_predictions(np.zeros(5, dtype=np.float32), tuple("abcde"), top_k=2)
     assert [each["label"] for each in predictions] == ["a", "b"]
@@ -34,3 +43,5 @@ def test_top_k_bounds_the_answer_and_ties_keep_the_index_order() -> None:
 def test_logits_that_are_no_numbers_are_our_failure(bad: float) -> None:
     with pytest.raises(InternalError):
         top_predictions(np.array([0.0, bad], dtype=np.float32), ("a", "b"), top_k=1)
+    with pytest.raises(InternalError):
+        most_probable(np.array([0.0, bad], dtype=np.float32))
