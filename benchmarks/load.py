@@ -7,7 +7,7 @@ because the generator shares the machine with what it measures.
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import cast
@@ -25,6 +25,7 @@ OVERLOADED = 429
 # Connections of an open loop that are opened before it begins; more are opened when all wait for answers.
 READY_CONNECTIONS = 64
 MAX_CONNECTIONS = 1024
+# The loop's timers are no finer; what has become due within it is sent together.
 TICK_SECONDS = 1e-3
 
 
@@ -182,24 +183,16 @@ async def _open(port: int, shots: Sequence[Shot], rate: float, seconds: float) -
             idle.append(await _send(port, connection, next(following), due, outcome))
 
     began = time.perf_counter()
-    for due_now in _schedule(began, rate, seconds):
-        now = time.perf_counter()
-        for _ in range(due_now):
-            task = asyncio.create_task(one(now))
+    sent = 0
+    while (elapsed := time.perf_counter() - began) < seconds:
+        for _ in range(int(elapsed * rate) - sent):
+            task = asyncio.create_task(one(began + elapsed))
             busy.add(task)
             task.add_done_callback(busy.discard)
-        await asyncio.sleep(TICK_SECONDS)
+            sent += 1
+        await asyncio.sleep(max(TICK_SECONDS, (sent + 1) / rate - elapsed))
     await asyncio.gather(*busy)
     outcome.seconds = time.perf_counter() - began
     for connection in idle:
         connection.close()
     return outcome
-
-
-def _schedule(began: float, rate: float, seconds: float) -> Iterator[int]:
-    """How many requests have become due since the last tick; the loop's timers are no finer than a millisecond."""
-    sent = 0
-    while (elapsed := time.perf_counter() - began) < seconds:
-        due = int(elapsed * rate) - sent
-        sent += due
-        yield due
