@@ -106,12 +106,14 @@ def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, .
         run: called from as many threads at once as its arrangement has lanes.
         lanes: how many runs go side by side in each arrangement that there is.
         sizes: batch sizes to try, ascending from 1; the search ends where larger ones do not pay, or take too long.
-        progress: told how many of how many arrangements are done.
+        progress: told which of how many steps begins: lone images, then batches in each arrangement.
     """
+    steps = 1 + len(lanes)
+    progress(1, steps)
     lone = _lone_seconds(run, lanes)
     tables: dict[Arrangement, tuple[Cost, ...]] = {}
-    for step, (arrangement, count) in enumerate(lanes.items(), start=1):
-        progress(step, len(lanes))
+    for step, (arrangement, count) in enumerate(lanes.items(), start=2):
+        progress(step, steps)
         tables[arrangement] = _table(run, arrangement, count, sizes, lone[arrangement])
     rates = {
         arrangement: BESIDE_DECODING[arrangement] * max(cost.images_per_second for cost in table)

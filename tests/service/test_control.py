@@ -51,7 +51,8 @@ def controlled(models: Path, mode: str, colours: Colours | None = None, **settin
     options = {"models": models, "model_control": mode, "model_poll_ms": 20, **settings}
     app = create_app(read_settings(options), Opener((colours or Colours()).open))
     with TestClient(app) as client:
-        eventually(lambda: client.get("/health/ready").json()["phase"] not in ("loading", "golden", "warmup 1/1"))
+        starting = ("loading", "golden", "warmup")
+        eventually(lambda: not client.get("/health/ready").json()["phase"].startswith(starting))
         yield client
 
 

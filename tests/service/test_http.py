@@ -406,7 +406,7 @@ def test_until_the_models_are_ready_requests_get_503_and_probes_tell_the_phase(
     app = create_app(read_settings({"models": colour_models}), Opener(backend.open))
     with TestClient(app) as client:
         backend.busy.wait(5)
-        wait_for(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/1")
+        wait_for(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/2")
         assert client.get("/health/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
         response = classify(client)

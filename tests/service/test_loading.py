@@ -71,7 +71,7 @@ def test_discover_says_what_to_do_when_there_is_nothing(tmp_path: Path) -> None:
 
 def test_the_real_digits_load_with_every_phase(digits_model: Path) -> None:
     loaded, phases = load_file(digits_model)
-    assert phases == ["loading", "golden", "warmup 1/1"]
+    assert phases == ["loading", "golden", "warmup 1/2", "warmup 2/2"]
     assert loaded.backend.device == "cpu"
     assert loaded.golden_max_abs_diff is not None
     assert loaded.golden_max_abs_diff < 1e-3
