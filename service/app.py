@@ -32,6 +32,8 @@ from service.repository import Repository
 from service.routes import classify, health, inference_v2, models, page
 from service.routes.dependencies import Parts, authorised
 from service.routes.problems import on_http_error, on_invalid_request, on_service_error
+from service.routes.short_classify import read_classify
+from service.routes.short_infer import read_infer
 from service.routes.short_way import ShortWay
 from service.settings import Settings
 from service.shadow import Shadow
@@ -125,7 +127,7 @@ def create_app(settings: Settings, opener: Opener | None = None) -> FastAPI:
     for guarded in (classify.router, models.router, inference_v2.router):
         app.include_router(guarded, dependencies=[Depends(authorised)])
     app.mount("/page", page.assets)
-    app.state.short_way = ShortWay(app.state.parts)
+    app.state.short_way = ShortWay(app.state.parts, read_classify, read_infer)
     return app
 
 

@@ -1,7 +1,7 @@
 """One connection of the HTTP server: uvicorn's, with bounds on the head of a request, and the short way.
 
-A plain `POST /classify` is answered from here (`routes/short_way.py`); every other request goes to the application as
-uvicorn has it.
+A plain request for labels or tensors is answered from here (`routes/short_way.py`); every other one goes to the
+application as uvicorn has it.
 """
 
 import asyncio

@@ -58,10 +58,10 @@ class SimpleRequest(NamedTuple):
         return len(self.encoded) == self.head.length
 
 
-def read_query(method: bytes, target: bytes) -> ClassifyQuery | None:
-    """What the query says, where the request is for `/classify`; None where it is not, or has to be complained of."""
+def read_query(target: bytes) -> ClassifyQuery | None:
+    """What the query says, where the target is `/classify`; None where it is not, or has to be complained of."""
     path, _, query_string = target.partition(b"?")
-    if path != _TARGET or method != _METHOD or b"#" in query_string:
+    if path != _TARGET or b"#" in query_string:
         return None
     return _query(query_string)
 
@@ -72,7 +72,7 @@ def read_headers(sent: dict[bytes, bytes]) -> ClassifyHeaders | None:
 
 
 def plain_length(headers: RawHeaders, sent: dict[bytes, bytes], most: int) -> int | None:
-    """How long the body is, where it is an image that comes in one piece of at most so many bytes; None otherwise.
+    """How long the body is, where it comes in one piece of at most so many bytes; None otherwise.
 
     `sent` are the headers by name.
     """
@@ -83,9 +83,13 @@ def plain_length(headers: RawHeaders, sent: dict[bytes, bytes], most: int) -> in
         and len(length) <= len(str(most))
         and 0 < int(length) <= most
         and not any(name in sent for name in _NOT_PLAIN)
-        and is_image(sent.get(b"content-type", b"").decode("latin-1"))
     )
     return int(length) if plain else None
+
+
+def is_plain_image(sent: dict[bytes, bytes]) -> bool:
+    """Whether the headers, by name, say that the body is the image itself."""
+    return is_image(sent.get(b"content-type", b"").decode("latin-1"))
 
 
 def simple_request(received: bytes, most: int) -> SimpleRequest | None:
@@ -133,9 +137,9 @@ def _simple_head(head: bytes) -> SimpleHead | None:
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
     sent = dict(parsed.headers)
-    query = read_query(parser.get_method(), parsed.target)
+    query = read_query(parsed.target) if parser.get_method() == _METHOD else None
     length = plain_length(parsed.headers, sent, QUICK_BYTES)
-    if query is None or length is None or any(name in sent for name in _NOT_SIMPLE):
+    if query is None or length is None or not is_plain_image(sent) or any(name in sent for name in _NOT_SIMPLE):
         return None
     if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
         return None

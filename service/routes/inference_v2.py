@@ -3,14 +3,12 @@
 `service/inference_rest.py` has the form of requests and answers; here is what is asked where.
 """
 
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.body import read_body
-from service.compression import accepted, deflate, inflate
 from service.deadlines import before
 from service.errors import EmptyBody
 from service.exchange import exchange_of
@@ -23,25 +21,16 @@ from service.inference_models import (
     server_metadata,
     signature_of,
 )
-from service.inference_protocol import Inference, Signature, Wanted
-from service.inference_rest import json_length, parse, parse_control, render
-from service.pipeline import Order
+from service.inference_protocol import Signature
+from service.inference_rest import parse_control
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service, administration, on_admin_port
-from service.tickets import Logits, Priority, slowest
+from service.routes.inferences import SentAs, asked_model, inferred, limit_of, refuse_when_full
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 # Probes have no key.
 probes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
-OCTETS = "application/octet-stream"
-# A smaller answer is not worth compressing: it fits a packet.
-WORTH_COMPRESSING = 1400
-# What takes less than handing it to another thread: bytes of a body to copy and of JSON to read, logits to write down.
-SOON_COPIED = 2**20
-SOON_PARSED = 2**12
-SOON_RENDERED = 2**14
 # Triton's clients may send a model with the request; here models come from the folder.
 MAX_CONTROL_BYTES = 2**16
 ONE = "/models/{name}"
@@ -141,44 +130,14 @@ async def _stated_version(request: Request, service: Parts) -> int | None:
 async def infer(request: Request, service: Service, name: str, version: int | None = None) -> Response:
     """Logits or classes for a batch of images, as JSON or binary tensors."""
     exchange = exchange_of(request)
-    key = request.headers.get("x-canary-key") or exchange.request_id
-    model = service.repository.find(name, version, key)
-    exchange.model, exchange.version = model.name, str(model.version)
-    signature = _signature(model, service)
-    limit = exchange.started + service.settings.request_timeout_ms / 1000
+    model = asked_model(name, version, request.headers.get("x-canary-key", ""), exchange, service)
     with model.held(), service.intake.open() as share:
-        model.batcher.refuse_when_full(Priority.HIGH)  # its own is in the body
-        async with before(limit):
+        refuse_when_full(model)
+        async with before(limit_of(exchange, service)):
             body = await read_body(request, service.settings.max_request_bytes, share)
-            asked = await _understood(request, body, signature, service)
-        deadline = asked.deadline(exchange.started, limit)
-        order = Order(model, 1, deadline, on_hang_up_of(request.scope, request.receive), asked.priority)
-        logits, stages = await service.pipeline.infer(asked.images, order)
-    exchange.stages = slowest(stages)
-    about = {"model_name": model.name, "model_version": str(model.version), "id": asked.id}
-    coding = accepted(request.headers.get("accept-encoding", ""))
-    answer = partial(_answer, logits, asked.wanted, signature, about, coding=coding)
-    soon = not coding and asked.wanted.binary and logits.size <= SOON_RENDERED
-    return answer() if soon else await service.pipeline.aside(answer)
-
-
-async def _understood(request: Request, body: bytes, signature: Signature, service: Parts) -> Inference:
-    """Inflated and parsed; beside the event loop where that takes long, as of a tensor in JSON."""
-    coding = request.headers.get("content-encoding", "")
-    length = request.headers.get(HEADER_LENGTH)
-    if not coding and len(body) <= SOON_COPIED and json_length(body, length) <= SOON_PARSED:
-        return parse(body, length, signature)
-    size = service.settings.max_request_bytes
-    return await service.pipeline.aside(lambda: parse(inflate(body, coding, size), length, signature))
-
-
-def _answer(logits: Logits, wanted: Wanted, signature: Signature, about: dict[str, str], *, coding: str) -> Response:
-    body, header_length = render(logits, wanted, signature, about)
-    headers = {} if header_length is None else {HEADER_LENGTH: str(header_length)}
-    if coding and len(body) > WORTH_COMPRESSING:
-        body = deflate(body, coding)
-        headers |= {"content-encoding": coding, "vary": "accept-encoding"}
-    return Response(body, headers=headers, media_type="application/json" if header_length is None else OCTETS)
+        on_hang_up = on_hang_up_of(request.scope, request.receive)
+        answer = await inferred(model, body, SentAs.of(request.headers), exchange, service, on_hang_up)
+    return Response(answer.body, headers=answer.headers)
 
 
 def _signature(model: ServedModel, service: Parts) -> Signature:

@@ -1,28 +1,26 @@
-"""The short way for the plain case: `POST /classify` with the image itself as the body.
+"""The short way for plain requests: a body in one piece, of moderate length, to `/classify` or to a model's `infer`.
 
 FastAPI's routing, dependencies and validation, and ASGI's messages between them, take longer than a small network takes
-to answer. Here the same models of query and headers are used, and the same functions order and answer, from and to the
-bytes of the connection; whatever is not plain (a form, an explanation, a parameter to complain of, a body that is large
-or comes in chunks) is left to the documented route before a byte of the body is read.
+to answer. Here the same functions order and answer, from and to the bytes of the connection; whatever is not plain (a
+form, an explanation, a parameter to complain of, a body that is large or comes in chunks) is left to the documented
+route before a byte of the body is read. `short_classify.py` and `short_infer.py` tell what each can be asked.
 """
 
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import orjson
 from starlette.datastructures import Headers
 
-from service.errors import PROBLEM_JSON, ServiceError
+from service.errors import ServiceError
 from service.exchange import Exchange, request_id
 from service.hang_up import OnHangUp
 from service.intake import Share
-from service.plain_head import METHOD, PATH, RawHeaders, plain_length, read_headers, read_query
+from service.plain_head import METHOD, RawHeaders, plain_length
 from service.routes.dependencies import Parts
-from service.routes.orders import answer_body, asked_model, last_byte, order_for
 from service.routes.problems import problem_headers, told
-from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.tracing import trace_id, trace_response
 
 if TYPE_CHECKING:
@@ -30,6 +28,39 @@ if TYPE_CHECKING:
 
 # A body that is refused is read to its end all the same, which a larger one is not worth.
 MOST_BYTES = 2**20
+_METHOD = METHOD.encode()
+
+
+class Content(NamedTuple):
+    """The body of an answer, and the headers that describe it."""
+
+    headers: RawHeaders
+    body: bytes
+
+
+class Asked(Protocol):
+    """What the head of a plain request asks."""
+
+    @property
+    def path(self) -> str:
+        """Of the route that documents it."""
+
+    @property
+    def most_bytes(self) -> int:
+        """How long its body may be."""
+
+    def last_byte(self, exchange: Exchange) -> float:
+        """Until when its body has to be there, in seconds of `time.monotonic()`."""
+
+    async def answer(self, body: Callable[[], bytes], exchange: Exchange, on_hang_up: OnHangUp) -> Content:
+        """The answer to a request with this body; ServiceError says why there is none."""
+
+    def problem(self, error: ServiceError) -> Content:
+        """How its callers are told of an error."""
+
+
+# What a target and the headers, by name, ask; None where the request is for another route, or to be complained of.
+Reader = Callable[[bytes, dict[bytes, bytes], Parts], Asked | None]
 
 
 class Reply(NamedTuple):
@@ -43,11 +74,10 @@ class Reply(NamedTuple):
 class PlainRequest:
     """A plain request whose body is arriving: what it asks, what of it is there, and its share of the intake."""
 
-    __slots__ = ("_chunks", "_error", "exchange", "headers", "query", "share", "span")
+    __slots__ = ("_chunks", "_error", "asked", "exchange", "share", "span")
 
-    def __init__(self, query: ClassifyQuery, headers: ClassifyHeaders, exchange: Exchange, share: Share) -> None:
-        self.query = query
-        self.headers = headers
+    def __init__(self, asked: Asked, exchange: Exchange, share: Share) -> None:
+        self.asked = asked
         self.exchange = exchange
         self.share = share
         self.span: Span | None = None
@@ -79,8 +109,9 @@ class PlainRequest:
 class ShortWay:
     """Tells which requests are plain, and answers them."""
 
-    def __init__(self, service: Parts) -> None:
+    def __init__(self, service: Parts, *readers: Reader) -> None:
         self._service = service
+        self._readers = readers
 
     @property
     def draining(self) -> bool:
@@ -89,41 +120,43 @@ class ShortWay:
 
     def plain(self, method: bytes, target: bytes, headers: RawHeaders) -> PlainRequest | None:
         """A request of which the head has arrived, or None if it has to go the documented way."""
-        query = read_query(method, target)
-        if query is None:
+        if method != _METHOD:
             return None
         sent = dict(headers)
-        stated = read_headers(sent)
-        most = min(MOST_BYTES, self._service.settings.max_image_bytes)
-        if stated is None or plain_length(headers, sent, most) is None or not self._is_authorised(headers):
+        for read in self._readers:
+            if (asked := read(target, sent, self._service)) is not None:
+                break
+        else:
+            return None
+        if plain_length(headers, sent, asked.most_bytes) is None or not self._is_authorised(headers):
             return None
         sent_id = sent.get(b"x-request-id")
         exchange = Exchange(request_id(sent_id.decode("latin-1") if sent_id else None))
-        request = PlainRequest(query, stated, exchange, self._service.intake.open())
+        request = PlainRequest(asked, exchange, self._service.intake.open())
         if self._service.tracing is not None:
-            request.span = self._service.tracing.begin(METHOD, PATH, Headers(raw=headers))
+            request.span = self._service.tracing.begin(METHOD, asked.path, Headers(raw=headers))
             exchange.trace_id = trace_id(request.span)
         return request
 
     def seconds_left(self, request: PlainRequest) -> float:
         """How long its body may still take to arrive."""
-        return last_byte(request.query, request.exchange, self._service) - time.monotonic()
+        return request.asked.last_byte(request.exchange) - time.monotonic()
 
     async def answer(self, request: PlainRequest, on_hang_up: OnHangUp) -> Reply:
         """Answer a request whose body is complete, or never will be. To be followed by `record`."""
         try:
             with request.share:
-                body = await self._classify(request, on_hang_up)
+                content = await request.asked.answer(request.body, request.exchange, on_hang_up)
         except ServiceError as error:
             return _refusal(request, error)
         except (Exception, asyncio.CancelledError) as error:
             return _refusal(request, request.exchange.unexpected(error, draining=self.draining))
-        return _reply(request, 200, [(b"content-type", b"application/json")], body)
+        return _reply(request, 200, content)
 
     def record(self, request: PlainRequest) -> None:
         """Count the request and write its log line, once the answer is on its way."""
         request.exchange.measure(self._service.metrics)
-        request.exchange.log_line(logging.INFO, METHOD, PATH)
+        request.exchange.log_line(logging.INFO, METHOD, request.asked.path)
         if request.span is not None and self._service.tracing is not None:
             self._service.tracing.end(request.span, request.exchange)
 
@@ -136,29 +169,22 @@ class ShortWay:
             return False
         return True
 
-    async def _classify(self, request: PlainRequest, on_hang_up: OnHangUp) -> bytes:
-        service, exchange = self._service, request.exchange
-        model = asked_model(request.query, request.headers, exchange, service)
-        encoded = request.body()
-        with model.held():
-            order = order_for(model, request.query, request.headers, exchange, service, on_hang_up)
-            answer = await service.pipeline.classify(encoded, order)
-        exchange.stages = answer.stages
-        return orjson.dumps(answer_body(order, answer))
-
 
 def _refusal(request: PlainRequest, error: ServiceError) -> Reply:
     told(request.exchange, error)
     headers = [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]
-    headers.append((b"content-type", PROBLEM_JSON.encode()))
-    return _reply(request, error.status, headers, orjson.dumps(error.problem()))
+    content = request.asked.problem(error)
+    return _reply(request, error.status, Content(headers + content.headers, content.body))
 
 
-def _reply(request: PlainRequest, status: int, headers: RawHeaders, body: bytes) -> Reply:
+def _reply(request: PlainRequest, status: int, content: Content) -> Reply:
     exchange = request.exchange
     exchange.finish(status)
-    headers.append((b"x-request-id", exchange.request_id.encode()))
-    headers.append((b"server-timing", exchange.server_timing().encode()))
+    headers = [
+        *content.headers,
+        (b"x-request-id", exchange.request_id.encode()),
+        (b"server-timing", exchange.server_timing().encode()),
+    ]
     if request.span is not None:
         headers.append((b"traceresponse", trace_response(request.span).encode()))
-    return Reply(status, headers, body)
+    return Reply(status, headers, content.body)

@@ -80,7 +80,7 @@ def pulled(image: str, package: str, command: str) -> str:
         return image
     name = f"stand-in-{package or 'grafana'}"
     install = f"apt-get update && apt-get install -y --no-install-recommends wget {package}"
-    text = f"FROM {BASE}\nRUN {install} && mkdir -p /prometheus && chmod 777 /tmp /prometheus\n{command}\n"
+    text = f"FROM {BASE}\n{command}\nRUN {install} && mkdir -p /prometheus && chmod 777 /tmp /prometheus\n"
     run("docker", "build", "--network", "host", "-t", name, "-", stdin=text, DOCKER_BUILDKIT="0")
     return name
 

@@ -1,5 +1,7 @@
-"""The plain `POST /classify`, answered by the connection itself: as the documented route would, however it arrives."""
+"""Plain requests, answered by the connection itself: as the documented routes would, however they arrive."""
 
+import gzip
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.system.server import Server, running
-from tests.system.wire import answers, connected, is_closed, mixed, request
+from tests.system.wire import answers, connected, is_closed, mixed, request, tensor_request
 
 VOLATILE = {"x-request-id", "server-timing", "date", "content-length"}
 
@@ -66,6 +68,52 @@ def test_it_answers_as_the_documented_route(
     assert {"x-request-id", "server-timing", "date"} <= set(short.headers)
 
 
+BLANK: dict[str, object] = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": [0] * 3072}
+INFER = "/v2/models/digits/infer"
+
+
+def infer_body(**changes: object) -> bytes:
+    return json.dumps({"id": "one", "inputs": [BLANK]} | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "target", "headers"),
+    [
+        (infer_body(), INFER, {}),
+        (infer_body(), "/v2/models/digits/versions/1/infer", {"x-canary-key": "somebody"}),
+        (infer_body(parameters={"binary_data_output": True}), INFER, {}),
+        (infer_body(outputs=[{"name": "logits", "parameters": {"classification": 3}}]), INFER, {}),
+        (infer_body(parameters={"priority": 1, "timeout": 5_000_000}), INFER, {"content-type": "application/json"}),
+        (infer_body(inputs=[BLANK | {"shape": [32, 32, 32, 3], "data": [0] * 98304}]), INFER, {}),
+        (gzip.compress(infer_body()), INFER, {"content-encoding": "gzip", "accept-encoding": "gzip"}),
+        (bytes(3072), INFER, {"inference-header-content-length": "0"}),
+        (infer_body(inputs=[]), INFER, {}),
+        (b"{", INFER, {}),
+        (b"{}", INFER, {"inference-header-content-length": "many"}),
+        (b"{}", INFER, {"content-encoding": "br"}),
+        (infer_body(), "/v2/models/other/infer", {}),
+        (infer_body(), "/v2/models/digits/versions/7/infer", {}),
+        (infer_body(), "/v2/models/digits/infer?x=1", {}),
+        (infer_body(), "/v2/models/di%67its/infer", {}),
+        (infer_body(), "/v2/models/digits/infer/", {}),
+        (infer_body(), INFER, {"connection": "close"}),
+    ],
+)
+def test_tensors_are_answered_as_by_the_documented_route(
+    server: Server, body: bytes, target: str, headers: dict[str, str]
+) -> None:
+    sent = {"accept-encoding": "identity"} | headers
+    short = httpx2.post(server.url + target, content=body, headers=sent)
+    documented = httpx2.post(server.url + target, content=iter([body]), headers=sent)  # chunks leave the short way
+    assert short.status_code == documented.status_code
+    assert short.content == documented.content
+    # The documented route closes the connection where it refuses before it has read the body.
+    ignored = VOLATILE if short.status_code == 200 else VOLATILE | {"connection"}
+    assert {key: value for key, value in short.headers.items() if key not in ignored} == {
+        key: value for key, value in documented.headers.items() if key not in ignored
+    }
+
+
 def test_a_missing_key_gets_the_same_refusal(digits_models: Path, image: bytes) -> None:
     with running(digits_models, "--api-keys", "secret") as guarded:
         url = guarded.url + "/classify"
@@ -73,6 +121,9 @@ def test_a_missing_key_gets_the_same_refusal(digits_models: Path, image: bytes) 
         assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
         assert refused.headers["www-authenticate"] == "Bearer"
         assert httpx2.post(url, content=image, headers={"x-api-key": "secret"}).status_code == 200
+        refused = httpx2.post(guarded.url + INFER, content=infer_body())
+        assert (refused.status_code, set(refused.json())) == (401, {"error"})
+        assert httpx2.post(guarded.url + INFER, content=infer_body(), headers={"x-api-key": "secret"}).is_success
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -102,6 +153,15 @@ def test_a_body_that_does_not_arrive_has_until_its_deadline(server: Server, imag
         assert b"deadline_exceeded" in body
         assert is_closed(connection, within=5)
     assert server.metric(expired) == before + 1
+
+
+def test_a_tensor_that_does_not_arrive_has_until_the_request_timeout(digits_models: Path) -> None:
+    with running(digits_models, "--request-timeout-ms", "300") as impatient, connected(impatient) as connection:
+        connection.sendall(tensor_request()[:-10])
+        ((status, headers, body),) = answers(connection, 1)
+        assert (status, headers["connection"], headers["content-type"]) == (504, "close", "application/json")
+        assert set(json.loads(body)) == {"error"}
+        assert is_closed(connection, within=5)
 
 
 def test_a_caller_who_leaves_while_sending_is_counted_and_leaves_nothing_behind(server: Server, image: bytes) -> None:

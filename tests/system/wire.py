@@ -1,5 +1,6 @@
 """Plain requests and their answers as bytes on a connection, for tests that decide when each byte is sent."""
 
+import json
 import socket
 import time
 from http.client import HTTPResponse
@@ -20,6 +21,14 @@ def request(body: bytes, *headers: str, target: str = "/classify") -> bytes:
     """A plain request: the image is its body."""
     head = [f"POST {target} HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def tensor_request(*headers: str) -> bytes:
+    """A plain request of the Open Inference Protocol: one blank image in binary form."""
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
+    head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": 3072}}]}).encode()
+    length = f"Inference-Header-Content-Length: {len(head)}"
+    return request(head + bytes(3072), length, *headers, target="/v2/models/digits/infer")
 
 
 class _Received:
@@ -69,16 +78,18 @@ class Mixed(NamedTuple):
         assert [headers["x-request-id"] for _, headers, _ in found] == [str(number) for number in range(len(found))]
         assert [status for status, _, _ in found] == [400 if kind == "bad" else 200 for kind in self.kinds]
         assert [b"seven" in body for _, _, body in found] == [kind in ("plain", "documented") for kind in self.kinds]
+        assert [b"logits" in body for _, _, body in found] == [kind == "tensor" for kind in self.kinds]
 
 
 @st.composite
 def mixed(draw: st.DrawFn, image: bytes) -> Mixed:
     """One to six requests, plain or not, some of them bad, cut in up to six pieces; `image` is of a seven."""
-    kinds = draw(st.lists(st.sampled_from(["plain", "documented", "bad", "probe"]), min_size=1, max_size=6))
+    kinds = draw(st.lists(st.sampled_from(["plain", "documented", "tensor", "bad", "probe"]), min_size=1, max_size=6))
     sent = b"".join(
         {
             "plain": request(image, f"X-Request-Id: {number}"),
             "documented": request(image, f"X-Request-Id: {number}", target="/classify?explain=cam"),
+            "tensor": tensor_request(f"X-Request-Id: {number}"),
             "bad": request(b"nothing", f"X-Request-Id: {number}"),
             "probe": b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n\r\n" % number,
         }[kind]

@@ -1,0 +1,102 @@
+"""What a caller of a model's `infer` asks, as an order to the pipeline, and the answer in the protocol's bytes."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple, Self
+
+from service.compression import accepted, deflate, inflate
+from service.exchange import Exchange
+from service.hang_up import OnHangUp
+from service.inference_models import signature_of
+from service.inference_protocol import Inference, Signature, Wanted
+from service.inference_rest import json_length, parse, render
+from service.pipeline import Order
+from service.repository import ServedModel
+from service.routes.dependencies import Parts
+from service.tickets import Logits, Priority, slowest
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+OCTETS = "application/octet-stream"
+# A smaller answer is not worth compressing: it fits a packet.
+WORTH_COMPRESSING = 1400
+# What takes less than handing it to another thread: bytes of a body to copy and of JSON to read, logits to write down.
+SOON_COPIED = 2**20
+SOON_PARSED = 2**12
+SOON_RENDERED = 2**14
+
+
+class SentAs(NamedTuple):
+    """What the headers say of both bodies: how the request's is coded, how much of it is JSON, and how to answer."""
+
+    coding: str
+    header_length: str | None
+    accept: str
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Self:
+        """From headers that are found by their names in lower case."""
+        return cls(
+            headers.get("content-encoding", ""),
+            headers.get(HEADER_LENGTH.lower()),
+            headers.get("accept-encoding", ""),
+        )
+
+
+class Inferred(NamedTuple):
+    """The body of an answer, and the headers that describe it."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+def asked_model(name: str, version: int | None, canary_key: str, exchange: Exchange, service: Parts) -> ServedModel:
+    """The model that is asked; the caller has to hold it at once."""
+    model = service.repository.find(name, version, canary_key or exchange.request_id)
+    exchange.model, exchange.version = model.name, str(model.version)
+    return model
+
+
+def refuse_when_full(model: ServedModel) -> None:
+    """Refuse what can be refused before the body is read, which has the request's own priority in it."""
+    model.batcher.refuse_when_full(Priority.HIGH)
+
+
+def limit_of(exchange: Exchange, service: Parts) -> float:
+    """Until when the server answers at most, in seconds of `time.monotonic()`."""
+    return exchange.started + service.settings.request_timeout_ms / 1000
+
+
+async def inferred(
+    model: ServedModel, body: bytes, sent_as: SentAs, exchange: Exchange, service: Parts, on_hang_up: OnHangUp
+) -> Inferred:
+    """Logits or classes for the images in a body, as JSON or binary tensors; ServiceError says why there are none."""
+    signature = signature_of(model, service.settings.max_request_images)
+    asked = await _understood(body, sent_as, signature, service)
+    deadline = asked.deadline(exchange.started, limit_of(exchange, service))
+    logits, stages = await service.pipeline.infer(asked.images, Order(model, 1, deadline, on_hang_up, asked.priority))
+    exchange.stages = slowest(stages)
+    about = {"model_name": model.name, "model_version": str(model.version), "id": asked.id}
+    coding = accepted(sent_as.accept)
+    answer = partial(_answer, logits, asked.wanted, signature, about, coding=coding)
+    soon = not coding and asked.wanted.binary and logits.size <= SOON_RENDERED
+    return answer() if soon else await service.pipeline.aside(answer)
+
+
+async def _understood(body: bytes, sent_as: SentAs, signature: Signature, service: Parts) -> Inference:
+    """Inflated and parsed; beside the event loop where that takes long, as of a tensor in JSON."""
+    coding, length, _ = sent_as
+    if not coding and len(body) <= SOON_COPIED and json_length(body, length) <= SOON_PARSED:
+        return parse(body, length, signature)
+    size = service.settings.max_request_bytes
+    return await service.pipeline.aside(lambda: parse(inflate(body, coding, size), length, signature))
+
+
+def _answer(logits: Logits, wanted: Wanted, signature: Signature, about: dict[str, str], *, coding: str) -> Inferred:
+    body, header_length = render(logits, wanted, signature, about)
+    headers = {"content-type": "application/json" if header_length is None else OCTETS}
+    if header_length is not None:
+        headers[HEADER_LENGTH] = str(header_length)
+    if coding and len(body) > WORTH_COMPRESSING:
+        body = deflate(body, coding)
+        headers |= {"content-encoding": coding, "vary": "accept-encoding"}
+    return Inferred(headers, body)

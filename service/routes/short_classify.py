@@ -1,0 +1,61 @@
+"""`POST /classify` by the short way: the body is the image itself."""
+
+from collections.abc import Callable
+
+import orjson
+
+from service.errors import PROBLEM_JSON, ServiceError
+from service.exchange import Exchange
+from service.hang_up import OnHangUp
+from service.plain_head import PATH, is_plain_image, read_headers, read_query
+from service.routes.dependencies import Parts
+from service.routes.orders import answer_body, asked_model, last_byte, order_for
+from service.routes.short_way import MOST_BYTES, Content
+from service.schemas import ClassifyHeaders, ClassifyQuery
+
+_JSON = [(b"content-type", b"application/json")]
+_PROBLEM = [(b"content-type", PROBLEM_JSON.encode())]
+
+
+class ShortClassify:
+    """What is asked of an image; see `short_way.Asked`."""
+
+    path = PATH
+
+    def __init__(self, query: ClassifyQuery, headers: ClassifyHeaders, service: Parts) -> None:
+        self._query = query
+        self._headers = headers
+        self._service = service
+
+    @property
+    def most_bytes(self) -> int:
+        """Of an image."""
+        return min(MOST_BYTES, self._service.settings.max_image_bytes)
+
+    def last_byte(self, exchange: Exchange) -> float:
+        """As the query says."""
+        return last_byte(self._query, exchange, self._service)
+
+    async def answer(self, body: Callable[[], bytes], exchange: Exchange, on_hang_up: OnHangUp) -> Content:
+        """Its labels."""
+        service = self._service
+        model = asked_model(self._query, self._headers, exchange, service)
+        encoded = body()
+        with model.held():
+            order = order_for(model, self._query, self._headers, exchange, service, on_hang_up)
+            answer = await service.pipeline.classify(encoded, order)
+        exchange.stages = answer.stages
+        return Content(_JSON, orjson.dumps(answer_body(order, answer)))
+
+    def problem(self, error: ServiceError) -> Content:
+        """RFC 9457."""
+        return Content(_PROBLEM, orjson.dumps(error.problem()))
+
+
+def read_classify(target: bytes, sent: dict[bytes, bytes], service: Parts) -> ShortClassify | None:
+    """What is asked of an image; see `short_way.Reader`."""
+    query = read_query(target)
+    headers = None if query is None else read_headers(sent)
+    if query is None or headers is None or not is_plain_image(sent):
+        return None
+    return ShortClassify(query, headers, service)

@@ -1,0 +1,79 @@
+"""`POST /v2/models/{name}/infer` by the short way: tensors whose bytes follow a little JSON, mostly."""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import orjson
+
+from service.errors import ServiceError
+from service.exchange import Exchange
+from service.hang_up import OnHangUp
+from service.plain_head import REMEMBERED
+from service.routes.dependencies import Parts
+from service.routes.inferences import SentAs, asked_model, inferred, limit_of, refuse_when_full
+from service.routes.short_way import MOST_BYTES, Content
+
+# A name with other characters, or a query, is for the frameworks to decode.
+_TARGET = re.compile(r"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]{1,9}))?/infer")
+_JSON = [(b"content-type", b"application/json")]
+
+
+class _Target(NamedTuple):
+    path: str
+    model: str
+    version: int | None
+
+
+class ShortInfer:
+    """What is asked of a model; see `short_way.Asked`."""
+
+    def __init__(self, target: _Target, sent_as: SentAs, canary_key: str, service: Parts) -> None:
+        self._target = target
+        self._sent_as = sent_as
+        self._canary_key = canary_key
+        self._service = service
+
+    @property
+    def path(self) -> str:
+        """As it was sent."""
+        return self._target.path
+
+    @property
+    def most_bytes(self) -> int:
+        """Of a request."""
+        return min(MOST_BYTES, self._service.settings.max_request_bytes)
+
+    def last_byte(self, exchange: Exchange) -> float:
+        """As the settings say; the caller's own limit is in the body."""
+        return limit_of(exchange, self._service)
+
+    async def answer(self, body: Callable[[], bytes], exchange: Exchange, on_hang_up: OnHangUp) -> Content:
+        """Its output tensor."""
+        model = asked_model(self._target.model, self._target.version, self._canary_key, exchange, self._service)
+        sent = body()
+        refuse_when_full(model)
+        with model.held():
+            answer = await inferred(model, sent, self._sent_as, exchange, self._service, on_hang_up)
+        return Content([(name.lower().encode(), value.encode()) for name, value in answer.headers.items()], answer.body)
+
+    def problem(self, error: ServiceError) -> Content:
+        """In the protocol's form."""
+        return Content(_JSON, orjson.dumps({"error": error.detail}))
+
+
+def read_infer(target: bytes, sent: dict[bytes, bytes], service: Parts) -> ShortInfer | None:
+    """What is asked of a model; see `short_way.Reader`."""
+    asked = _read_target(target)
+    if asked is None:
+        return None
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in sent.items()}
+    return ShortInfer(asked, SentAs.of(headers), headers.get("x-canary-key", ""), service)
+
+
+@lru_cache(REMEMBERED)
+def _read_target(target: bytes) -> _Target | None:
+    path = target.decode("latin-1")
+    found = _TARGET.fullmatch(path)
+    return _Target(path, found[1], int(found[2]) if found[2] else None) if found else None
