@@ -26,9 +26,10 @@ WORTH_A_COPY = 1.03
 # side by side do not wait for each other. ResNet-50 float32, a tenth faster side by side when nothing else runs,
 # answers a fifth more that way under load. A smaller preference was within the noise of a warm-up.
 BESIDE_DECODING = {"together": 0.7, "spread": 1.0}
-# What a batch costs beside its run, in the hand-over between threads; without it, sizes of small networks seem equal.
-# Measured at 32 connections: batches of 4 took their device thread 0.24 ms more than their run.
-HAND_OVER_SECONDS = 2e-4
+# What a batch costs beside its run: the hand-over between threads, whose code a run has driven out of the caches.
+# Without it, sizes seem equal. Measured at 32 connections: 0.24 ms for batches of a ResNet-20; 2 ms of a core and more
+# for those of a ResNet-18, where batches of 4 answer a tenth more than single images, though the runs alone do not.
+HAND_OVER_SECONDS = 1e-3
 # Lanes run so long side by side before they wait for each other, or small networks would be timed by their waiting.
 IN_A_ROW_SECONDS = 5e-3
 # A batch that takes longer holds the device for too long, whatever it brings.
