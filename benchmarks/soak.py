@@ -29,7 +29,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.load import Shot, closed_loop, open_loop
-from benchmarks.subjects import serving
+from benchmarks.subjects import resident, serving
 from benchmarks.workloads import post
 from model_export.cli import main as export
 
@@ -44,11 +44,16 @@ WARM_SECONDS = 2 * SWAP_SECONDS + 60.0
 MAX_SLOPE = 2**20  # bytes an hour
 # Of the median p99 of the last quarter over the first one's.
 MAX_DRIFT = 1.5
+# Within this time under load the worker processes have started.
+WORKER_SECONDS = 5.0
 GAUGES = ("classify_queue_depth", "classify_images_in_flight")
 
 
 class Step(NamedTuple):
-    """Ten seconds of it. `resident` is in bytes, times are in seconds, `standing` is what the gauges show after it."""
+    """Ten seconds of it. Times are in seconds.
+
+    `resident` is in bytes, of the server and its workers; `standing` is what the gauges show after it.
+    """
 
     at: float
     resident: float
@@ -96,6 +101,7 @@ def _shots() -> list[Shot]:
 
 def _steps(pid: int, models: Path, following: Path, seconds: float) -> Iterator[Step]:
     shots = _shots()
+    closed_loop(PORT, shots[:98], 32, WORKER_SECONDS)
     rate = SHARE * closed_loop(PORT, shots[:98], 32, 5.0).per_second
     sys.stderr.write(f"{rate:.0f} requests/s for {seconds / 60:.0f} minutes\n")
     began = swapped = time.monotonic()
@@ -109,7 +115,7 @@ def _steps(pid: int, models: Path, following: Path, seconds: float) -> Iterator[
             codes: Counter[int] = outcome.statuses
             step = Step(
                 at,
-                _resident(pid),
+                float(resident(pid)),
                 outcome.quantile(0.5),
                 outcome.quantile(0.99),
                 codes[200],
@@ -136,11 +142,6 @@ def _swap(client: httpx2.Client, models: Path, following: Path) -> None:
     here.with_name("new").rename(here)
     shutil.move(spare, there)
     client.post("/v2/repository/models/digits/load").raise_for_status()
-
-
-def _resident(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return float(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
 def _standing(client: httpx2.Client) -> float:

@@ -22,6 +22,24 @@ class SubjectError(Exception):
     """The server does not start. The message is one line."""
 
 
+def resident(pid: int) -> int:
+    """Bytes that a process and its descendants hold, each page divided by the processes that share it."""
+    total = 0
+    for process in _tree(psutil.Process(pid)):
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.Error, AttributeError):
+            continue
+    return total
+
+
+def _tree(root: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
 class Usage:
     """Samples a process and its descendants until it is stopped. Memory is resident, shared pages counted once each."""
 
@@ -35,23 +53,13 @@ class Usage:
     def cpu_seconds(self) -> float:
         """User and system time of all that live."""
         total = 0.0
-        for process in self._tree():
+        for process in _tree(self._root):
             try:
                 times = process.cpu_times()
             except psutil.Error:
                 continue
             total += times.user + times.system
         return total
-
-    def mebibytes(self) -> float:
-        """Resident now, each page divided by the processes that share it."""
-        total = 0
-        for process in self._tree():
-            try:
-                total += process.memory_full_info().pss
-            except (psutil.Error, AttributeError):
-                continue
-        return total / MEBIBYTE
 
     def stop(self) -> None:
         """Sample no more."""
@@ -60,13 +68,7 @@ class Usage:
 
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
-            self.peak_mebibytes = max(self.peak_mebibytes, self.mebibytes())
-
-    def _tree(self) -> list[psutil.Process]:
-        try:
-            return [self._root, *self._root.children(recursive=True)]
-        except psutil.Error:
-            return []
+            self.peak_mebibytes = max(self.peak_mebibytes, resident(self._root.pid) / MEBIBYTE)
 
 
 @contextmanager
