@@ -60,16 +60,16 @@ def most_probable(logits: NDArray[np.float32]) -> tuple[int, float]:
     Raises:
         InternalError: the model gave NaN or infinity.
     """
-    _refuse_infinity(logits)
+    _refuse_what_is_not_finite(logits)
     best = int(logits.argmax())
-    return best, 1 / float(np.add.reduce(np.exp(logits - logits[best], dtype=np.float64)))
+    return best, 1 / float(np.add.reduce(np.exp(logits - np.float64(logits[best]))))
 
 
 def top_predictions_of_each(
     logits: NDArray[np.float32], labels: Sequence[str], top_k: Sequence[int]
 ) -> list[list[Prediction]]:
     """The same for the rows of logits `[n, classes]`, with a `top_k` for each; all fail together."""
-    _refuse_infinity(logits)
+    _refuse_what_is_not_finite(logits)
     probabilities = softmax(logits)
     best = (-probabilities).argsort(kind="stable")[:, : max(top_k)]
     values = probabilities[np.arange(len(logits))[:, None], best]
@@ -82,6 +82,6 @@ def top_predictions_of_each(
     ]
 
 
-def _refuse_infinity(logits: NDArray[np.float32]) -> None:
+def _refuse_what_is_not_finite(logits: NDArray[np.float32]) -> None:
     if not np.isfinite(np.add.reduce(logits, axis=None, dtype=np.float64)):  # which finite float32 cannot overflow
         raise InternalError from ValueError("the model gave logits that are not finite")

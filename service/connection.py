@@ -18,6 +18,7 @@ from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
 from service.hang_up import EXTENSION
 from service.plain_head import RawHeaders
+from service.routes.short_classify import ShortClassify
 from service.routes.short_way import PlainRequest, Reply, ShortWay
 from service.unread import LINGER_SECONDS
 from service.workers import Workers
@@ -145,12 +146,13 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, "The request is not valid HTTP.")
 
     def _may_leave(self) -> bool:
-        """Whether plain requests come on this connection, the last one is answered, and none has begun.
+        """Whether plain requests for labels come on this connection, the last one is answered, and none has begun.
 
         One that comes for the first time may be the only one, and is answered here; so is what a worker gave back.
         """
         return (
             isinstance(self.cycle, _PlainCycle)
+            and isinstance(self.cycle.request.asked, ShortClassify)
             and self.cycle.response_complete
             and self.cycle.keep_alive
             and not self._reading_headers

@@ -32,8 +32,6 @@ BESIDE_DECODING = {"together": 0.7, "spread": 1.0}
 HAND_OVER_SECONDS = 1e-3
 # Lanes run so long side by side before they wait for each other, or small networks would be timed by their waiting.
 IN_A_ROW_SECONDS = 5e-3
-# A batch that takes longer holds the device for too long, whatever it brings.
-LONGEST_SECONDS = 0.15
 # The sizes that are tried take so long together: a start is waited for, and on a CPU batches of a large network bring
 # little.
 SEARCH_SECONDS = 0.25
@@ -136,7 +134,7 @@ def _table(
     best = 0.0
     with ThreadPoolExecutor(lanes, thread_name_prefix="warm-up") as pool:
         for size in sizes:
-            expected = table[-1].seconds * size / table[-1].size if table else lone
+            expected = (table[-1].seconds - HAND_OVER_SECONDS) * size / table[-1].size if table else lone
             if table and not _worth_trying(table, expected):
                 break
             if lanes == size == 1:
@@ -156,7 +154,7 @@ def _worth_trying(table: list[Cost], expected: float) -> bool:
     """Whether a next size that is expected to take so many seconds may still pay, in no more time than there is."""
     spent = sum(each.seconds for each in table)
     paid = any(each.used for each in table[-PATIENCE:])
-    return paid and expected <= LONGEST_SECONDS and LEAST_RUNS * (spent + expected) <= SEARCH_SECONDS
+    return paid and LEAST_RUNS * (spent + expected) <= SEARCH_SECONDS
 
 
 def _on_every_lane(pool: Executor, work: Callable[[], None], lanes: int) -> None:
@@ -176,7 +174,7 @@ def _lone_seconds(run: RunBlank, arrangements: Collection[Arrangement]) -> dict[
     for _ in range(MAX_LONE_RUNS):
         least = min((min(each) for each in taken.values() if each), default=math.inf)
         for arrangement, seconds in taken.items():
-            hopeless = len(seconds) == 1 and seconds[0] > max(HOPELESS * least, ENOUGH_SECONDS)
+            hopeless = len(seconds) == LEAST_RUNS and min(seconds) > max(HOPELESS * least, ENOUGH_SECONDS)
             enough = len(seconds) >= MIN_LONE_RUNS and sum(seconds) > ENOUGH_LONE_SECONDS
             if not hopeless and not enough:
                 seconds.append(_seconds(partial(run, 1, arrangement)))

@@ -180,6 +180,8 @@ def pixels(values: NDArray[np.uint8], count: int, signature: Signature) -> NDArr
 def _numbers(given: InputTensor) -> NDArray[np.uint8]:
     if isinstance(given.content, bytes):
         return np.frombuffer(given.content, np.uint8)
+    if _has_text(given.content):  # numpy would make every element as wide as the longest
+        raise InvalidRequest(f"input {given.name}: UINT8 data are whole numbers from 0 to 255")
     try:
         values = np.asarray([] if given.content is None else given.content)
     except (ValueError, TypeError, OverflowError) as error:
@@ -187,6 +189,12 @@ def _numbers(given: InputTensor) -> NDArray[np.uint8]:
     if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > 255:
         raise InvalidRequest(f"input {given.name}: UINT8 data are whole numbers from 0 to 255")
     return values.astype(np.uint8).reshape(-1)
+
+
+def _has_text(content: Any) -> bool:
+    if isinstance(content, list):
+        return any(map(_has_text, content))
+    return isinstance(content, str | bytes)
 
 
 def _encoded(given: InputTensor, count: int) -> list[bytes]:
@@ -211,7 +219,7 @@ def _elements(content: bytes, count: int, name: str) -> list[bytes]:
     """BYTES in binary form: each element is its length, 4 bytes little-endian, and so many bytes."""
     found: list[bytes] = []
     at = 0
-    while at < len(content):
+    while at < len(content) and len(found) <= count:
         end = at + LENGTH.size
         length = LENGTH.unpack_from(content, at)[0] if end <= len(content) else len(content)
         if end + length > len(content):

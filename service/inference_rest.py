@@ -28,6 +28,8 @@ from service.inference_protocol import (
     understand,
 )
 
+# More than any length has that is served; Python reads no number of thousands.
+MOST_DIGITS = 18
 _Parameters = dict[str, StrictBool | StrictInt | float | str]
 
 
@@ -80,7 +82,8 @@ def json_length(body: bytes, header_length: str | None) -> int:
     """How many of a request's bytes are JSON: all, or as many as the header says; -1 if it says no number."""
     if header_length is None:
         return len(body)
-    return int(header_length) if header_length.isascii() and header_length.isdecimal() else -1
+    is_number = header_length.isascii() and header_length.isdecimal() and len(header_length) <= MOST_DIGITS
+    return int(header_length) if is_number else -1
 
 
 def parse_control(body: bytes) -> int | None:

@@ -1,7 +1,8 @@
-"""The head of a plain `POST /classify`: the image itself is the body, and what is asked of it fits query and headers.
+"""The head of a plain request: the body comes in one piece, and what is asked of it fits a target and headers.
 
 Two take such requests by a short way: a connection of the server (`routes/short_way.py`), which has the head in pieces
-from uvicorn's parser, and a worker process (`http_worker.py`), which has it in bytes and takes the simplest ones only.
+from uvicorn's parser, and a worker process (`http_worker.py`), which has it in bytes and takes only the simplest ones
+for labels.
 """
 
 from collections.abc import Mapping
@@ -20,8 +21,10 @@ METHOD, PATH = "POST", "/classify"
 _METHOD, _TARGET = METHOD.encode(), PATH.encode()
 # What one parameter or header says is asked again and again; what a caller varies at will must not fill the memory.
 REMEMBERED = 256
-# A longer head is not worth remembering.
+# A longer head, target or header is not worth remembering.
 MOST_HEAD_BYTES = 2**12
+MOST_TARGET_BYTES = 2**9
+MOST_VALUE_BYTES = 2**8
 HEAD_END = b"\r\n\r\n"
 # Of these each needs more than to read a body and answer.
 _NOT_PLAIN = (b"transfer-encoding", b"expect", b"upgrade")
@@ -59,16 +62,19 @@ class SimpleRequest(NamedTuple):
 
 
 def read_query(target: bytes) -> ClassifyQuery | None:
-    """What the query says, where the target is `/classify`; None where it is not, or has to be complained of."""
+    """What the query says, where the target is `/classify`; None where it is not, or long, or to be complained of."""
     path, _, query_string = target.partition(b"?")
-    if path != _TARGET or b"#" in query_string:
+    if path != _TARGET or b"#" in query_string or len(target) > MOST_TARGET_BYTES:
         return None
     return _query(query_string)
 
 
 def read_headers(sent: dict[bytes, bytes]) -> ClassifyHeaders | None:
-    """What the headers say; None where they have to be complained of."""
-    return _headers(sent.get(b"x-priority"), sent.get(b"x-canary-key"))
+    """What the headers say; None where they are long, or to be complained of."""
+    priority, canary_key = sent.get(b"x-priority"), sent.get(b"x-canary-key")
+    if any(len(value) > MOST_VALUE_BYTES for value in (priority, canary_key) if value is not None):
+        return None
+    return _headers(priority, canary_key)
 
 
 def plain_length(headers: RawHeaders, sent: dict[bytes, bytes], most: int) -> int | None:

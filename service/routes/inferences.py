@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple, Self
 
 from service.compression import accepted, deflate, inflate
+from service.deadlines import before
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.inference_models import signature_of
@@ -19,10 +20,11 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 OCTETS = "application/octet-stream"
 # A smaller answer is not worth compressing: it fits a packet.
 WORTH_COMPRESSING = 1400
-# What takes less than handing it to another thread: bytes of a body to copy and of JSON to read, logits to write down.
+# What takes less than handing it to another thread: bytes of a body to copy and of JSON to read, logits to write down
+# and to compress.
 SOON_COPIED = 2**20
 SOON_PARSED = 2**12
-SOON_RENDERED = 2**14
+SOON_RENDERED = 2**12
 
 
 class SentAs(NamedTuple):
@@ -49,15 +51,15 @@ class Inferred(NamedTuple):
     body: bytes
 
 
-def asked_model(name: str, version: int | None, canary_key: str, exchange: Exchange, service: Parts) -> ServedModel:
-    """The model that is asked; the caller has to hold it at once."""
+def model_of(name: str, version: int | None, canary_key: str, exchange: Exchange, service: Parts) -> ServedModel:
+    """The model of this name; the caller has to hold it at once."""
     model = service.repository.find(name, version, canary_key or exchange.request_id)
     exchange.model, exchange.version = model.name, str(model.version)
     return model
 
 
 def refuse_when_full(model: ServedModel) -> None:
-    """Refuse what can be refused before the body is read, which has the request's own priority in it."""
+    """Refuse what has no place whatever its priority, which only its body tells."""
     model.batcher.refuse_when_full(Priority.HIGH)
 
 
@@ -71,14 +73,15 @@ async def inferred(
 ) -> Inferred:
     """Logits or classes for the images in a body, as JSON or binary tensors; ServiceError says why there are none."""
     signature = signature_of(model, service.settings.max_request_images)
-    asked = await _understood(body, sent_as, signature, service)
-    deadline = asked.deadline(exchange.started, limit_of(exchange, service))
+    limit = limit_of(exchange, service)
+    async with before(limit):
+        asked = await _understood(body, sent_as, signature, service)
+    deadline = asked.deadline(exchange.started, limit)
     logits, stages = await service.pipeline.infer(asked.images, Order(model, 1, deadline, on_hang_up, asked.priority))
     exchange.stages = slowest(stages)
     about = {"model_name": model.name, "model_version": str(model.version), "id": asked.id}
-    coding = accepted(sent_as.accept)
-    answer = partial(_answer, logits, asked.wanted, signature, about, coding=coding)
-    soon = not coding and asked.wanted.binary and logits.size <= SOON_RENDERED
+    answer = partial(_answer, logits, asked.wanted, signature, about, accepted(sent_as.accept))
+    soon = asked.wanted.binary and not asked.wanted.classes and logits.size + len(asked.id) <= SOON_RENDERED
     return answer() if soon else await service.pipeline.aside(answer)
 
 
@@ -91,7 +94,7 @@ async def _understood(body: bytes, sent_as: SentAs, signature: Signature, servic
     return await service.pipeline.aside(lambda: parse(inflate(body, coding, size), length, signature))
 
 
-def _answer(logits: Logits, wanted: Wanted, signature: Signature, about: dict[str, str], *, coding: str) -> Inferred:
+def _answer(logits: Logits, wanted: Wanted, signature: Signature, about: dict[str, str], coding: str) -> Inferred:
     body, header_length = render(logits, wanted, signature, about)
     headers = {"content-type": "application/json" if header_length is None else OCTETS}
     if header_length is not None:

@@ -10,9 +10,9 @@ import orjson
 from service.errors import ServiceError
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
-from service.plain_head import REMEMBERED
+from service.plain_head import MOST_TARGET_BYTES, REMEMBERED
 from service.routes.dependencies import Parts
-from service.routes.inferences import SentAs, asked_model, inferred, limit_of, refuse_when_full
+from service.routes.inferences import SentAs, inferred, limit_of, model_of, refuse_when_full
 from service.routes.short_way import MOST_BYTES, Content
 
 # A name with other characters, or a query, is for the frameworks to decode.
@@ -51,7 +51,7 @@ class ShortInfer:
 
     async def answer(self, body: Callable[[], bytes], exchange: Exchange, on_hang_up: OnHangUp) -> Content:
         """Its output tensor."""
-        model = asked_model(self._target.model, self._target.version, self._canary_key, exchange, self._service)
+        model = model_of(self._target.model, self._target.version, self._canary_key, exchange, self._service)
         sent = body()
         refuse_when_full(model)
         with model.held():
@@ -72,8 +72,12 @@ def read_infer(target: bytes, sent: dict[bytes, bytes], service: Parts) -> Short
     return ShortInfer(asked, SentAs.of(headers), headers.get("x-canary-key", ""), service)
 
 
-@lru_cache(REMEMBERED)
 def _read_target(target: bytes) -> _Target | None:
+    return _read_short_target(target) if len(target) <= MOST_TARGET_BYTES else None
+
+
+@lru_cache(REMEMBERED)
+def _read_short_target(target: bytes) -> _Target | None:
     path = target.decode("latin-1")
     found = _TARGET.fullmatch(path)
     return _Target(path, found[1], int(found[2]) if found[2] else None) if found else None

@@ -150,7 +150,9 @@ class ShortWay:
         except ServiceError as error:
             return _refusal(request, error)
         except (Exception, asyncio.CancelledError) as error:
-            return _refusal(request, request.exchange.unexpected(error, draining=self.draining))
+            failure = request.exchange.unexpected(error, draining=self.draining)  # which logs it
+            request.exchange.error_code = failure.code
+            return _refused(request, failure)
         return _reply(request, 200, content)
 
     def record(self, request: PlainRequest) -> None:
@@ -172,6 +174,10 @@ class ShortWay:
 
 def _refusal(request: PlainRequest, error: ServiceError) -> Reply:
     told(request.exchange, error)
+    return _refused(request, error)
+
+
+def _refused(request: PlainRequest, error: ServiceError) -> Reply:
     headers = [(name.encode(), value.encode()) for name, value in problem_headers(error).items()]
     content = request.asked.problem(error)
     return _reply(request, error.status, Content(headers + content.headers, content.body))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.answer import most_probable, softmax, top_predictions
@@ -26,6 +26,7 @@ def test_each_index_gets_its_own_label() -> None:
 
 
 @given(logits_strategy)
+@example([3e38, -3e38])
 def test_the_most_probable_class_has_the_largest_logit_and_the_first_predictions_probability(
     values: list[float],
 ) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from service.costs import Arrangement, Cost, Costs, measure
@@ -42,6 +43,18 @@ def test_first_runs_which_allocate_decide_nothing() -> None:
         return size * (0.09 if first else 0.03)
 
     assert measured(seconds).crowd == "spread"
+
+
+def test_one_slow_run_rules_no_arrangement_out() -> None:
+    calls: Counter[Arrangement] = Counter()
+
+    def seconds(size: int, arrangement: Arrangement) -> float:
+        calls[arrangement] += 1
+        if arrangement == "spread":
+            return size * 0.06
+        return size * (0.09 if calls[arrangement] == 1 else 0.04)
+
+    assert measured(seconds).lone == "together"
 
 
 def test_a_machine_that_is_slow_for_a_moment_changes_no_arrangement() -> None:

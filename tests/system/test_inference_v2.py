@@ -256,6 +256,13 @@ def binary_request(size: object, tail: int) -> tuple[bytes, dict[str, str]]:
     return head + bytes(tail), {"inference-header-content-length": str(len(head))}
 
 
+def empty_images(size: int) -> tuple[bytes, dict[str, str]]:
+    """One image is announced, and many elements of length 0 follow."""
+    images = {"name": "images", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [images]}).encode()
+    return head + bytes(size), {"inference-header-content-length": str(len(head))}
+
+
 REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "no body": (b"", {}, 400, "no body"),
     "no JSON": (b"not json", {}, 400, "not valid"),
@@ -287,6 +294,14 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "fewer bytes than stated": (*binary_request(3072, 3071), 400, "expecting additional bytes"),
     "a size that does not fit the shape": (*binary_request(3071, 3071), 400, "3072 bytes are expected"),
     "a size in words": (*binary_request("all", 3072), 400, "whole number"),
+    "a size of thousands of digits": (
+        b"{}",
+        {"inference-header-content-length": "9" * 5000},
+        400,
+        "should be in range",
+    ),
+    "a text as wide as all numbers": (body_of(json_input(BLANK, data=["1" * 9999] + [""] * 9999)), {}, 400, "numbers"),
+    "a mebibyte of empty images": (*empty_images(2**20), 400, "1 elements are expected"),
     "bytes without a size": (*binary_request(None, 3072), 400, "not valid"),
     "an unknown coding": (b"{}", {"content-encoding": "br"}, 415, "not one of gzip, deflate"),
     "a coding that is not there": (b"{}", {"content-encoding": "gzip"}, 400, "is not gzip"),
