@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 
 # Longer runs keep the cores busy from one process as well.
 MOST_RUN_SECONDS = 3e-3
-# The requests of all connections of a worker are answered in so long, in turns, whatever else it is to do.
-TURN_SECONDS = 0.1
+# The requests of all connections of a worker are answered in so long, in turns. What is over it stays with the server,
+# which answers at half the rate and takes the cores from the workers to do so: with 0.1 s a moment of slowness, in
+# which callers open more connections, became many seconds.
+TURN_SECONDS = 0.5
 # How long a worker has to give its connections back; it has a turn to end, or a model to load.
 RECALL_SECONDS = 5.0
 # How long it may be silent at least, how long while it starts or loads, and how long it has to end.

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -67,6 +68,15 @@ def test_a_caller_who_sends_the_image_after_the_head_has_a_worker_too(server: Se
             assert status == 200
             ids.append(headers["x-request-id"][:MADE_ID])
     assert ids[0] != ids[1]
+
+
+def test_workers_answer_a_crowd_of_connections(server: Server, image: bytes) -> None:
+    with ExitStack() as crowd:
+        connections = [crowd.enter_context(connected(server)) for _ in range(300)]
+        own = {who_answers(each, image) for each in connections}
+        assert len(own) == 1, "what comes first on a connection is answered by the server"
+        others = [who_answers(each, image) for each in connections]
+        assert len([each for each in others if each not in own]) > 285
 
 
 def test_connections_are_shared_evenly(server: Server, image: bytes) -> None:
