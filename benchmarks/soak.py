@@ -150,6 +150,7 @@ def _standing(client: httpx2.Client) -> float:
 
 
 def _write(steps: list[Step], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Step._fields)
