@@ -24,6 +24,7 @@ from typing import NamedTuple
 import httpx2
 import matplotlib as mpl
 import numpy as np
+import psutil
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -72,6 +73,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
         for out in (models, Path(folder) / "next"):
@@ -100,7 +102,7 @@ def _shots() -> list[Shot]:
 
 
 def _steps(pid: int, models: Path, following: Path, seconds: float) -> Iterator[Step]:
-    shots = _shots()
+    shots, server = _shots(), psutil.Process(pid)
     closed_loop(PORT, shots[:98], 32, WORKER_SECONDS)
     rate = SHARE * closed_loop(PORT, shots[:98], 32, 5.0).per_second
     sys.stderr.write(f"{rate:.0f} requests/s for {seconds / 60:.0f} minutes\n")
@@ -115,7 +117,7 @@ def _steps(pid: int, models: Path, following: Path, seconds: float) -> Iterator[
             codes: Counter[int] = outcome.statuses
             step = Step(
                 at,
-                float(resident(pid)),
+                float(resident(server)),
                 outcome.quantile(0.5),
                 outcome.quantile(0.99),
                 codes[200],
@@ -150,7 +152,6 @@ def _standing(client: httpx2.Client) -> float:
 
 
 def _write(steps: list[Step], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Step._fields)

@@ -22,10 +22,10 @@ class SubjectError(Exception):
     """The server does not start. The message is one line."""
 
 
-def resident(pid: int) -> int:
+def resident(root: psutil.Process) -> int:
     """Bytes that a process and its descendants hold, each page divided by the processes that share it."""
     total = 0
-    for process in _tree(psutil.Process(pid)):
+    for process in _tree(root):
         try:
             total += process.memory_full_info().pss
         except (psutil.Error, AttributeError):
@@ -68,7 +68,7 @@ class Usage:
 
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
-            self.peak_mebibytes = max(self.peak_mebibytes, resident(self._root.pid) / MEBIBYTE)
+            self.peak_mebibytes = max(self.peak_mebibytes, resident(self._root) / MEBIBYTE)
 
 
 @contextmanager
