@@ -137,7 +137,7 @@ async def infer(request: Request, service: Service, name: str, version: int | No
             body = await read_body(request, service.settings.max_request_bytes, share)
         on_hang_up = on_hang_up_of(request.scope, request.receive)
         answer = await inferred(model, body, SentAs.of(request.headers), exchange, service, on_hang_up)
-    return Response(answer.body, headers=answer.headers)
+    return Response(answer.body, headers={name.decode(): value.decode() for name, value in answer.headers})
 
 
 def _signature(model: ServedModel, service: Parts) -> Signature:

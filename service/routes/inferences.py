@@ -13,11 +13,12 @@ from service.inference_protocol import Inference, Signature, Wanted
 from service.inference_rest import json_length, parse, render
 from service.pipeline import Order
 from service.repository import ServedModel
+from service.routes.content import Content
 from service.routes.dependencies import Parts
 from service.tickets import Logits, Priority, slowest
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
-OCTETS = "application/octet-stream"
+HEADER_LENGTH = "inference-header-content-length"
+OCTETS = b"application/octet-stream"
 # A smaller answer is not worth compressing: it fits a packet.
 WORTH_COMPRESSING = 1400
 # What takes less than handing it to another thread: bytes of a body to copy and of JSON to read, logits to write down
@@ -39,16 +40,9 @@ class SentAs(NamedTuple):
         """From headers that are found by their names in lower case."""
         return cls(
             headers.get("content-encoding", ""),
-            headers.get(HEADER_LENGTH.lower()),
+            headers.get(HEADER_LENGTH),
             headers.get("accept-encoding", ""),
         )
-
-
-class Inferred(NamedTuple):
-    """The body of an answer, and the headers that describe it."""
-
-    headers: dict[str, str]
-    body: bytes
 
 
 def model_of(name: str, version: int | None, canary_key: str, exchange: Exchange, service: Parts) -> ServedModel:
@@ -70,7 +64,7 @@ def limit_of(exchange: Exchange, service: Parts) -> float:
 
 async def inferred(
     model: ServedModel, body: bytes, sent_as: SentAs, exchange: Exchange, service: Parts, on_hang_up: OnHangUp
-) -> Inferred:
+) -> Content:
     """Logits or classes for the images in a body, as JSON or binary tensors; ServiceError says why there are none."""
     signature = signature_of(model, service.settings.max_request_images)
     limit = limit_of(exchange, service)
@@ -94,12 +88,12 @@ async def _understood(body: bytes, sent_as: SentAs, signature: Signature, servic
     return await service.pipeline.aside(lambda: parse(inflate(body, coding, size), length, signature))
 
 
-def _answer(logits: Logits, wanted: Wanted, signature: Signature, about: dict[str, str], coding: str) -> Inferred:
+def _answer(logits: Logits, wanted: Wanted, signature: Signature, about: dict[str, str], coding: str) -> Content:
     body, header_length = render(logits, wanted, signature, about)
-    headers = {"content-type": "application/json" if header_length is None else OCTETS}
+    headers = [(b"content-type", b"application/json" if header_length is None else OCTETS)]
     if header_length is not None:
-        headers[HEADER_LENGTH] = str(header_length)
+        headers.append((HEADER_LENGTH.encode(), b"%d" % header_length))
     if coding and len(body) > WORTH_COMPRESSING:
         body = deflate(body, coding)
-        headers |= {"content-encoding": coding, "vary": "accept-encoding"}
-    return Inferred(headers, body)
+        headers += [(b"content-encoding", coding.encode()), (b"vary", b"accept-encoding")]
+    return Content(headers, body)

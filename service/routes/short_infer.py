@@ -11,9 +11,10 @@ from service.errors import ServiceError
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.plain_head import MOST_TARGET_BYTES, REMEMBERED
+from service.routes.content import Content
 from service.routes.dependencies import Parts
 from service.routes.inferences import SentAs, inferred, limit_of, model_of, refuse_when_full
-from service.routes.short_way import MOST_BYTES, Content
+from service.routes.short_way import MOST_BYTES
 
 # A name with other characters, or a query, is for the frameworks to decode.
 _TARGET = re.compile(r"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]{1,9}))?/infer")
@@ -55,8 +56,7 @@ class ShortInfer:
         sent = body()
         refuse_when_full(model)
         with model.held():
-            answer = await inferred(model, sent, self._sent_as, exchange, self._service, on_hang_up)
-        return Content([(name.lower().encode(), value.encode()) for name, value in answer.headers.items()], answer.body)
+            return await inferred(model, sent, self._sent_as, exchange, self._service, on_hang_up)
 
     def problem(self, error: ServiceError) -> Content:
         """In the protocol's form."""

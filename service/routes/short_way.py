@@ -19,6 +19,7 @@ from service.exchange import Exchange, request_id
 from service.hang_up import OnHangUp
 from service.intake import Share
 from service.plain_head import METHOD, RawHeaders, plain_length
+from service.routes.content import Content
 from service.routes.dependencies import Parts
 from service.routes.problems import problem_headers, told
 from service.tracing import trace_id, trace_response
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 # A body that is refused is read to its end all the same, which a larger one is not worth.
 MOST_BYTES = 2**20
 _METHOD = METHOD.encode()
-
-
-class Content(NamedTuple):
-    """The body of an answer, and the headers that describe it."""
-
-    headers: RawHeaders
-    body: bytes
 
 
 class Asked(Protocol):

@@ -340,7 +340,12 @@ def test_there_are_none_without_anything_for_them(digits_models: Path, image: by
 
 
 @pytest.mark.parametrize(
-    "flags", [("--http-workers", "0"), ("--http-workers", "2", "--rate-limit", "1000", "--api-keys", "k")]
+    "flags",
+    [
+        ("--http-workers", "0"),
+        ("--http-workers", "2", "--rate-limit", "1000", "--api-keys", "k"),
+        ("--http-workers", "2", "--request-timeout-ms", "900"),
+    ],
 )
 def test_there_are_none_where_they_are_not_wanted(digits_models: Path, image: bytes, flags: tuple[str, ...]) -> None:
     with running(digits_models, *flags) as server, connected(server) as connection:

@@ -114,6 +114,15 @@ def test_tensors_are_answered_as_by_the_documented_route(
     }
 
 
+@pytest.mark.parametrize("target", ["/classify?model=other", "/v2/models/other/infer"])
+def test_a_refusal_by_the_short_way_has_read_the_body_and_keeps_the_connection(server: Server, target: str) -> None:
+    with connected(server) as connection:
+        for _ in range(2):
+            connection.sendall(request(infer_body(), target=target))
+            ((status, headers, _),) = answers(connection, 1)
+            assert (status, headers.get("connection")) == (404, None)
+
+
 def test_a_missing_key_gets_the_same_refusal(digits_models: Path, image: bytes) -> None:
     with running(digits_models, "--api-keys", "secret") as guarded:
         url = guarded.url + "/classify"

@@ -1,0 +1,12 @@
+"""What an answer has beside its status, whichever way it takes."""
+
+from typing import NamedTuple
+
+from service.plain_head import RawHeaders
+
+
+class Content(NamedTuple):
+    """The body of an answer, and the headers that describe it, their names in lower case."""
+
+    headers: RawHeaders
+    body: bytes
