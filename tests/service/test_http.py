@@ -1,10 +1,13 @@
 """The HTTP interface of the contract, through the application."""
 
 import concurrent.futures
+import gzip
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +333,23 @@ def test_a_deadline_that_passes_in_the_queue_answers_504_and_is_never_run(
             assert running.result().status_code == 200
         wait_for(lambda: sample(client, "classify_images_in_flight") == 0)
         assert backend.batches[warmed_up:] == [1]
+
+
+def test_a_tensor_that_waits_to_be_read_has_until_the_deadline_too(colour_models: Path, backend: ColourBackend) -> None:
+    free = threading.Event()
+    with serving(colour_models, backend, request_timeout_ms=300, threads=1) as client:
+        assert client.portal is not None
+        pipeline = client.app.state.parts.pipeline  # type: ignore[attr-defined]
+        busy = client.portal.start_task_soon(pipeline.aside, partial(free.wait, 3))
+        began = time.monotonic()
+        refused = client.post(
+            "/v2/models/colours/infer", content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"}
+        )
+        took = time.monotonic() - began
+        free.set()
+        busy.result()
+    assert refused.status_code == 504
+    assert 0.3 <= took < 2
 
 
 def wait_for(condition: Any) -> None:
