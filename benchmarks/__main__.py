@@ -2,8 +2,8 @@
 
     python -m benchmarks [--workloads W1,W2] [--peers all] [--rounds 3] [--seconds 4]
 
-Servers take turns within each round, so that a machine that slows down slows all of them. Prints Markdown: medians of
-the rounds with their ranges. Answers are checked before anything is timed.
+Servers take turns within each round, and with the ceilings, so that a machine that slows down slows all of them. Prints
+Markdown: medians of the rounds with their ranges. Answers are checked before anything is timed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-from benchmarks.ceilings import MAX_PIXELS, Ceiling, measure
+from benchmarks.ceilings import MAX_PIXELS, Ceiling, measure, median_of
 from benchmarks.load import Outcome, Shot, closed_loop, open_loop
 from benchmarks.peers.catalog import PEERS, Peer
 from benchmarks.peers.environment import PeerUnavailable, running
@@ -100,13 +100,14 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
     first = models / next(iter(workload.models)) / "1" / "model.onnx"
     images = jpegs(*workload.side, IMAGES)
     print(f"\n## {workload.name}: {workload.title}\n", flush=True)
-    ceiling = measure(first, None if workload.tensors else images[0], options.device)
-    _print_ceiling(ceiling)
     servers: dict[str, Callable[[], object]] = {OURS: lambda: _ours(workload, models, images, options.device)}
     for peer in _peers(options.peers) if workload.classify else []:
         servers |= _installed(peer, first, images)
     figures: Figures = defaultdict(list)
+    ceilings: list[Ceiling] = []
     for number in range(options.rounds):
+        _progress(f"{workload.name}, round {number + 1} of {options.rounds}: ceilings")
+        ceilings.append(measure(first, None if workload.tensors else images[0], options.device))
         for name, start in servers.items():
             _progress(f"{workload.name}, round {number + 1} of {options.rounds}: {name}")
             try:
@@ -114,6 +115,8 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
                     _measure(server, options, figures)
             except PeerUnavailable as reason:
                 print(f"- {name} is left out: {str(reason).partition(chr(10))[0]}", flush=True)
+    ceiling = median_of(ceilings)
+    _print_ceiling(ceiling, [each.combined for each in ceilings])
     _print_figures(figures, workload, ceiling)
 
 
@@ -181,14 +184,18 @@ def _figure(server: Loaded, load: Callable[[], Outcome]) -> Figure:
     return Figure(outcome, cpu, server.usage.peak_mebibytes, server.start_seconds)
 
 
-def _print_ceiling(ceiling: Ceiling) -> None:
-    print("| onnxruntime alone, images/s | " + " | ".join(f"batch {size}" for size in _sizes(ceiling)) + " |")
+def _print_ceiling(ceiling: Ceiling, of_rounds: Sequence[float]) -> None:
+    """The medians; the best combination of each single round beside the one of the medians."""
+    print("\n| onnxruntime alone, images/s | " + " | ".join(f"batch {size}" for size in _sizes(ceiling)) + " |")
     print("| --- |" + " ---: |" * len(_sizes(ceiling)))
     for arrangement in dict.fromkeys(arrangement for arrangement, _ in ceiling.model):
         rates = (f"{ceiling.model[arrangement, size]:,.0f}" for size in _sizes(ceiling))
         print(f"| cores {arrangement} | " + " | ".join(rates) + " |")
     decode = f"decoding and resizing alone, all cores: {ceiling.decode:,.0f} images/s; " if ceiling.decode else ""
-    print(f"\n{decode}combined ceiling: **{ceiling.combined:,.0f} images/s**\n", flush=True)
+    single = ", ".join(f"{each:,.0f}" for each in of_rounds)
+    print(
+        f"\n{decode}combined ceiling: **{ceiling.combined:,.0f} images/s** (of single rounds: {single})\n", flush=True
+    )
 
 
 def _sizes(ceiling: Ceiling) -> list[int]:

@@ -5,9 +5,10 @@ and compute, and no image waits.
 """
 
 import multiprocessing
+import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,12 @@ class Ceiling:
     def combined(self) -> float:
         """Of a machine that does nothing else; without decoding for tensors."""
         return 1 / (1 / self.best_model + (1 / self.decode if self.decode else 0.0))
+
+
+def median_of(rounds: Sequence[Ceiling]) -> Ceiling:
+    """Each rate's median: the best of a dozen rates that were taken once is the luckiest one of an uneven machine."""
+    model = {key: statistics.median(each.model[key] for each in rounds) for key in rounds[0].model}
+    return Ceiling(model, statistics.median(each.decode for each in rounds), rounds[0].cores)
 
 
 def measure(path: Path, encoded: bytes | None, device: Device = "cpu") -> Ceiling:
