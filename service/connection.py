@@ -146,24 +146,34 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, "The request is not valid HTTP.")
 
     def _may_leave(self) -> bool:
-        """Whether plain requests for labels come on this connection, the last one is answered, and none has begun.
+        """Whether it is new, or plain requests for labels come on it and the last is answered; and none has begun.
 
-        One that comes for the first time may be the only one, and is answered here; so is what a worker gave back.
+        What a worker gave back is answered here first.
         """
         return (
-            isinstance(self.cycle, _PlainCycle)
-            and isinstance(self.cycle.request.asked, ShortClassify)
-            and self.cycle.response_complete
-            and self.cycle.keep_alive
+            (self._is_new or self._goes_on)
             and not self._reading_headers
             and self.scheme == "http"
             and not self.transport.is_closing()
             and not self.transport.get_write_buffer_size()
         )
 
+    @property
+    def _is_new(self) -> bool:
+        return self.cycle is None and not self._came_back
+
+    @property
+    def _goes_on(self) -> bool:
+        return (
+            isinstance(self.cycle, _PlainCycle)
+            and isinstance(self.cycle.request.asked, ShortClassify)
+            and self.cycle.response_complete
+            and self.cycle.keep_alive
+        )
+
     def _leaves(self, data: bytes) -> bool:
         own = cast("socket.socket", self.transport.get_extra_info("socket"))
-        return self._workers.take(own.fileno(), data, declined=self._declined)
+        return self._workers.take(own.fileno(), data, declined=self._declined, new=self._is_new)
 
     def _plain_request(self) -> PlainRequest | None:
         """What has to be answered the short way: a plain request, when its turn has come."""

@@ -44,6 +44,8 @@ RESTART_SECONDS = 1.0
 MOST_RESTART_SECONDS = 60.0
 # Each has 100 MB, and a container may see all the cores of its host.
 MOST_BY_ITSELF = 4
+# So many callers who send one request and close are as good a reason for workers as one who stays.
+MANY_CALLERS = 100
 # Each worker has a session of each.
 MOST_MODELS = 64
 # Whoever is behind with its messages gets a turn of the event loop's time at once, and not more.
@@ -120,6 +122,7 @@ class Workers:
         self._connecting: set[asyncio.Future[None]] = set()
         self._pause = RESTART_SECONDS
         self._asked_for = self._retired = False
+        self._new_callers = 0
         self.handing_over = False
         # Set by the server; an application that another one serves has no connections to hand over.
         self.connect: Connect | None = None
@@ -167,12 +170,13 @@ class Workers:
             self._retired = True
             await self.recall()
 
-    def take(self, connection: int, received: bytes, *, declined: bool) -> bool:
+    def take(self, connection: int, received: bytes, *, declined: bool, new: bool) -> bool:
         """Give a connection, by its file descriptor, to a worker if what it has just sent is for one; whether it was.
 
-        The descriptor is to be closed then, and what was received forgotten. The first such request starts the workers.
-        Many clients send the image after the head: then it is for the worker to see whether it is small, unless one has
-        `declined` a request on this connection already.
+        The descriptor is to be closed then, and what was received forgotten. Many clients send the image after the
+        head: then it is for the worker to see whether it is small, unless one has `declined` a request on this
+        connection already. The first such request on a connection that is not `new` starts the workers, as do many on
+        new ones: who asks once in a while is answered as soon without them.
         """
         if not self.handing_over:
             return False
@@ -180,6 +184,9 @@ class Workers:
         if model is None:
             return False
         if not self._asked_for:
+            self._new_callers += new
+            if new and self._new_callers < MANY_CALLERS:
+                return False
             self._asked_for = True
             self._complete()
         worker = min((each for each in self._workers if each.ready), key=lambda each: each.connections, default=None)
