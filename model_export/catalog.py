@@ -20,6 +20,7 @@ from torch import nn
 from model_export.architectures.resnet import ResNet, ResNetConfig, Shortcut
 from model_export.architectures.vgg import VGG19
 from model_export.errors import ExportError
+from model_export.shapes import ShapesOnly
 
 IMAGENET_WIDTHS = (64, 128, 256, 512)
 CIFAR_WIDTHS = (16, 32, 64)
@@ -63,7 +64,7 @@ class Architecture:
 
     def build_empty(self, num_classes: int, in_channels: int = 3) -> nn.Module:
         """The network without memory behind its tensors: names and shapes only."""
-        with torch.device("meta"):
+        with torch.device("meta"), ShapesOnly():
             return self.build(num_classes, in_channels)
 
     @property

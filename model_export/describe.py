@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model_export.architectures.resnet import BasicBlock, Block, Bottleneck, ResNetConfig
 from model_export.catalog import Architecture
+from model_export.shapes import ShapesOnly
 
 SHORTCUT = "downsample"
 # The paper's comparison (section 4.1, figure 5): both blocks on 256 channels.
@@ -125,7 +126,7 @@ def _count(network: nn.Module, task: Task) -> dict[str, _Count]:
         return module.register_forward_hook(record)
 
     hooks = [watch(name, module) for name, module in network.named_modules() if not list(module.children())]
-    with torch.inference_mode():
+    with torch.inference_mode(), ShapesOnly():
         network(torch.zeros(1, task.in_channels, task.input_size, task.input_size, device="meta"))
     for hook in hooks:
         hook.remove()
