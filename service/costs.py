@@ -19,22 +19,26 @@ RunBlank = Callable[[int, Arrangement], None]
 Progress = Callable[[int, int], None]
 
 # A size pays if it brings so much more images a second than the best one below it.
-GAIN = 1.05
+GAIN = 1.02
 # A second arrangement pays if it is so much better; it costs a second copy of the weights.
 WORTH_A_COPY = 1.03
 # Under load there is decoding on the same cores: a run on all of them waits for the thread that it holds up, where runs
 # side by side do not wait for each other. ResNet-50 float32, a tenth faster side by side when nothing else runs,
 # answers a fifth more that way under load. A smaller preference was within the noise of a warm-up.
 BESIDE_DECODING = {"together": 0.7, "spread": 1.0}
-# What a batch costs beside its run: the hand-over between threads, whose code a run has driven out of the caches.
-# Without it, sizes seem equal. Measured at 32 connections: 0.24 ms for batches of a ResNet-20; 2 ms of a core and more
-# for those of a ResNet-18, where batches of 4 answer a tenth more than single images, though the runs alone do not.
-HAND_OVER_SECONDS = 1e-3
+# What a batch costs its lane beside its run: the hand-over between threads, and that networks, decoders and the event
+# loop drive each other out of the caches at each change. Without it sizes seem equal, because runs alone take as long
+# as their images. Measured at 32 connections: 2.3 to 4.2 ms for ResNet-18 and ResNet-50, int8 and float32.
+HAND_OVER_SECONDS = 3e-3
 # Lanes run so long side by side before they wait for each other, or small networks would be timed by their waiting.
 IN_A_ROW_SECONDS = 5e-3
-# The sizes that are tried take so long together: a start is waited for, and on a CPU batches of a large network bring
-# little.
+# The sizes that are timed take so long together, as a start is waited for. Larger ones are taken to take as long as
+# their images, up to what an urgent request may have to wait for.
 SEARCH_SECONDS = 0.25
+LONGEST_SECONDS = 0.15
+# On a CPU a batch takes no longer than its images. One that seems to was disturbed: where it took more than so many
+# times as long it is timed again, and where it took less it is taken to be as fast as its images.
+DISTURBED = 1.5
 # A size may bring little where the next one, with full vectors, brings much: two that do not pay end the search.
 PATIENCE = 2
 # The least of several runs is measured, because other work on the machine only ever adds, and the first run of a size
@@ -104,7 +108,8 @@ def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, .
     Args:
         run: called from as many threads at once as its arrangement has lanes.
         lanes: how many runs go side by side in each arrangement that there is.
-        sizes: batch sizes to try, ascending from 1; the search ends where larger ones do not pay, or take too long.
+        sizes: batch sizes to try, ascending from 1; the search ends where larger ones do not pay, or take too long. A
+            size that takes too long to time is expected to take as long for each image as the one before.
         progress: told which of how many steps begins: lone images, then batches in each arrangement.
     """
     steps = 1 + len(lanes)
@@ -135,26 +140,23 @@ def _table(
     with ThreadPoolExecutor(lanes, thread_name_prefix="warm-up") as pool:
         for size in sizes:
             expected = (table[-1].seconds - HAND_OVER_SECONDS) * size / table[-1].size if table else lone
-            if table and not _worth_trying(table, expected):
+            if table and (expected > LONGEST_SECONDS or not any(each.used for each in table[-PATIENCE:])):
                 break
             if lanes == size == 1:
                 seconds = lone
+            elif table and LEAST_RUNS * (sum(each.seconds for each in table) + expected) > SEARCH_SECONDS:
+                seconds = expected
             else:
                 in_a_row = math.ceil(IN_A_ROW_SECONDS / expected) if lanes > 1 else 1
                 side_by_side = partial(_on_every_lane, pool, partial(_repeat, run, size, arrangement, in_a_row), lanes)
                 seconds = _least_seconds(side_by_side, expected * in_a_row if table else 0.0) / in_a_row
+                if table and expected < seconds < DISTURBED * expected:
+                    seconds = expected
             rate = lanes * size / (seconds + HAND_OVER_SECONDS)
             used = rate >= best * GAIN
             table.append(Cost(size, seconds + HAND_OVER_SECONDS, rate, used))
             best = rate if used else best
     return tuple(table)
-
-
-def _worth_trying(table: list[Cost], expected: float) -> bool:
-    """Whether a next size that is expected to take so many seconds may still pay, in no more time than there is."""
-    spent = sum(each.seconds for each in table)
-    paid = any(each.used for each in table[-PATIENCE:])
-    return paid and LEAST_RUNS * (spent + expected) <= SEARCH_SECONDS
 
 
 def _on_every_lane(pool: Executor, work: Callable[[], None], lanes: int) -> None:
@@ -189,7 +191,7 @@ def _least_seconds(work: Callable[[], object], expected: float) -> float:
         seconds = _seconds(work)
         least = min(least, seconds)
         total += seconds
-        if number >= LEAST_RUNS and total > ENOUGH_SECONDS and least <= 1.5 * (expected or least):
+        if number >= LEAST_RUNS and total > ENOUGH_SECONDS and least <= DISTURBED * (expected or least):
             break
     return least
 

@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
+
 from service.costs import Arrangement, Cost, Costs, measure
 
 BOTH: dict[Arrangement, int] = {"together": 1, "spread": 2}
@@ -68,15 +70,32 @@ def test_a_machine_that_is_slow_for_a_moment_changes_no_arrangement() -> None:
 
 
 def test_sizes_that_do_not_pay_are_dropped() -> None:
-    costs = measured(lambda size, _: 0.01 if size <= 2 else 0.006 * size)
+    costs = measured(lambda size, _: 0.01 if size <= 2 else 0.01 * size)
     assert costs.sizes == (1, 2)
     assert [cost.size for cost in costs.table] == [1, 2, 4, 8]
 
 
 def test_the_search_among_large_batches_is_bounded() -> None:
-    costs = measured(lambda size, _: 0.03 if size == 1 else 0.036 * size, sizes=(1, 2, 4, 8, 16, 32))
-    assert [cost.size for cost in costs.table] == [1, 2], "two runs of these two 0.2 s, and of the next alone 0.28"
+    timed = set()
+
+    def seconds(size: int, _: Arrangement) -> float:
+        timed.add(size)
+        return 0.03 * size
+
+    costs = measured(seconds, sizes=(1, 2, 4, 8, 16, 32))
+    assert timed == {1, 2}, "two runs of these two take 0.2 s, and of the next alone 0.24"
+    assert costs.sizes == (1, 2, 4), "batches of 8 would take 0.24 s, for which nobody urgent should wait"
+    assert costs.table[2].seconds == pytest.approx(0.12, rel=0.1)
+
+
+def test_batches_that_are_slower_than_their_images_are_not_expected_to_pay() -> None:
+    costs = measured(lambda size, _: 0.03 if size == 1 else 0.05 * size)
     assert costs.sizes == (1,)
+
+
+def test_a_size_that_was_timed_while_the_machine_was_a_little_slow_is_used_all_the_same() -> None:
+    costs = measured(lambda size, _: 0.01 * size * (1.3 if size == 2 else 1.0))
+    assert costs.sizes == (1, 2, 4, 8)
 
 
 def test_every_lane_is_busy_while_a_size_is_timed() -> None:
