@@ -317,11 +317,10 @@ class Batcher:
         return batch, expired
 
     def _batch_size(self, now: float) -> int:
-        """The size with the best rate that keeps the earliest deadline, and leaves the idle lanes their share."""
+        """The size with the best rate that keeps the earliest deadline, and leaves the other lanes their share."""
         earliest = min((ticket.deadline for ticket in self._waiting.tickets() if ticket.deadline > now), default=now)
-        idle = len(self._threads) - len(self._running)
         most = min(self._costs.largest_within(earliest - now), self._most)
-        return min(most, math.ceil(self._waiting.decoded / idle))
+        return min(most, math.ceil(self._waiting.decoded / len(self._threads)))
 
     def _run_batch(self, lane: int, batch: dict[Ticket, Pixels]) -> None:
         tickets = list(batch)

@@ -436,6 +436,30 @@ async def test_idle_lanes_share_what_waits() -> None:
         assert (rig.batcher.waiting, rig.batcher.running) == (0, 0)
 
 
+async def test_a_free_lane_leaves_the_busy_one_its_share() -> None:
+    sizes: list[int] = []
+    gates = [threading.Event(), threading.Event()]
+    async with running(max_batch=8, lanes=2) as rig:
+
+        def run(images: Pixels, **_: object) -> Outputs:
+            sizes.append(len(images))
+            if len(sizes) <= len(gates):
+                gates[len(sizes) - 1].wait(5)
+            return Outputs(logits_of(images))
+
+        rig.batcher._run = run
+        tickets = []
+        for busy in (1, 2):
+            tickets.append(rig.submit())
+            await eventually(lambda: len(sizes) == busy)  # noqa: B023
+        tickets += [rig.submit() for _ in range(8)]
+        gates[0].set()
+        await asyncio.gather(*(each.logits() for each in [tickets[0], *tickets[2:]]))
+        assert sizes == [1, 1, 4, 2, 1, 1]
+        gates[1].set()
+        await tickets[1].logits()
+
+
 async def test_a_device_that_prepares_for_sizes_is_given_no_other() -> None:
     backend = ColourBackend()
     costs = costs_up_to(4)
