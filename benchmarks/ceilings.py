@@ -32,7 +32,6 @@ class Ceiling:
 
     model: dict[tuple[Arrangement, int], float]
     decode: float
-    cores: int
 
     @property
     def best_model(self) -> float:
@@ -48,7 +47,7 @@ class Ceiling:
 def median_of(rounds: Sequence[Ceiling]) -> Ceiling:
     """Each rate's median: the best of a dozen rates that were taken once is the luckiest one of an uneven machine."""
     model = {key: statistics.median(each.model[key] for each in rounds) for key in rounds[0].model}
-    return Ceiling(model, statistics.median(each.decode for each in rounds), rounds[0].cores)
+    return Ceiling(model, statistics.median(each.decode for each in rounds))
 
 
 def measure(path: Path, encoded: bytes | None, device: Device = "cpu") -> Ceiling:
@@ -62,7 +61,7 @@ def measure(path: Path, encoded: bytes | None, device: Device = "cpu") -> Ceilin
         for size in BATCH_SIZES
     }
     backend.close()
-    return Ceiling(rates, _decode_rate(path, encoded, cores) if encoded else 0.0, cores)
+    return Ceiling(rates, _decode_rate(path, encoded, cores) if encoded else 0.0)
 
 
 def _model_rate(backend: OnnxBackend, card: ModelCard, arrangement: Arrangement, lanes: int, size: int) -> float:

@@ -150,8 +150,6 @@ def _table(
                 in_a_row = math.ceil(IN_A_ROW_SECONDS / expected) if lanes > 1 else 1
                 side_by_side = partial(_on_every_lane, pool, partial(_repeat, run, size, arrangement, in_a_row), lanes)
                 seconds = _least_seconds(side_by_side, expected * in_a_row if table else 0.0) / in_a_row
-                if table and expected < seconds < DISTURBED * expected:
-                    seconds = expected
             rate = lanes * size / (seconds + HAND_OVER_SECONDS)
             used = rate >= best * GAIN
             table.append(Cost(size, seconds + HAND_OVER_SECONDS, rate, used))
@@ -184,7 +182,7 @@ def _lone_seconds(run: RunBlank, arrangements: Collection[Arrangement]) -> dict[
 
 
 def _least_seconds(work: Callable[[], object], expected: float) -> float:
-    """The least of a few runs; more where they are slower than expected: they allocated, or waited."""
+    """The least of a few runs; more where they are slower than expected (0: nothing is): they allocated, or waited."""
     least = float("inf")
     total = 0.0
     for number in range(1, MAX_RUNS + 1):
@@ -193,7 +191,7 @@ def _least_seconds(work: Callable[[], object], expected: float) -> float:
         total += seconds
         if number >= LEAST_RUNS and total > ENOUGH_SECONDS and least <= DISTURBED * (expected or least):
             break
-    return least
+    return expected if expected < least < DISTURBED * expected else least
 
 
 def _seconds(work: Callable[[], object]) -> float:
