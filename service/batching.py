@@ -78,7 +78,7 @@ class Batcher:
         fixed_sizes: bool = False,
         patience: float = 10.0,
     ) -> None:
-        """Only the device threads call `run`. With `fixed_sizes` a batch is padded to the next size that was measured.
+        """Only the device threads call `run`. With `fixed_sizes` a batch is padded to the next size that pays.
 
         Args:
             name: for log lines and threads.
@@ -317,10 +317,10 @@ class Batcher:
         return batch, expired
 
     def _batch_size(self, now: float) -> int:
-        """The size with the best rate that keeps the earliest deadline, and leaves the other lanes their share."""
+        """The size with the best rate that keeps the earliest deadline, or a lane's share of all that is there."""
         earliest = min((ticket.deadline for ticket in self._waiting.tickets() if ticket.deadline > now), default=now)
         most = min(self._costs.largest_within(earliest - now), self._most)
-        return min(most, math.ceil(self._waiting.decoded / len(self._threads)))
+        return min(most, math.ceil((self._waiting.decoded + self.running) / len(self._threads)))
 
     def _run_batch(self, lane: int, batch: dict[Ticket, Pixels]) -> None:
         tickets = list(batch)

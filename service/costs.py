@@ -37,7 +37,7 @@ IN_A_ROW_SECONDS = 5e-3
 SEARCH_SECONDS = 0.25
 LONGEST_SECONDS = 0.15
 # On a CPU a batch takes no longer than its images. One that seems to was disturbed: where it took more than so many
-# times as long it is timed again, and where it took less it is taken to be as fast as its images.
+# times as long it is timed again, and where it took less its size is chosen as if it was as fast as its images.
 DISTURBED = 1.5
 # A size may bring little where the next one, with full vectors, brings much: two that do not pay end the search.
 PATIENCE = 2
@@ -56,7 +56,10 @@ HOPELESS = 1.3
 
 @dataclass(frozen=True)
 class Cost:
-    """Batches of `size` images take `seconds` each while every lane is busy, hand-over included."""
+    """Batches of `size` images take `seconds` each while every lane is busy, hand-over included.
+
+    `images_per_second` is what the choice of sizes goes by, which may be more than was timed (DISTURBED).
+    """
 
     size: int
     seconds: float
@@ -102,15 +105,23 @@ class Costs:
         return next((size for size in self.sizes if size >= images), images)
 
 
-def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, ...], progress: Progress) -> Costs:
+def measure(
+    run: RunBlank,
+    lanes: Mapping[Arrangement, int],
+    sizes: tuple[int, ...],
+    progress: Progress,
+    *,
+    linear: bool = True,
+) -> Costs:
     """Time batches of blank images and decide on arrangement and sizes.
 
     Args:
         run: called from as many threads at once as its arrangement has lanes.
         lanes: how many runs go side by side in each arrangement that there is.
-        sizes: batch sizes to try, ascending from 1; the search ends where larger ones do not pay, or take too long. A
-            size that takes too long to time is expected to take as long for each image as the one before.
+        sizes: batch sizes to try, ascending from 1; the search ends where larger ones do not pay, or take too long.
         progress: told which of how many steps begins: lone images, then batches in each arrangement.
+        linear: whether a batch takes no longer than its images, as on a CPU. A size that takes too long to time is then
+            expected to take as long for each image as the one before. A GPU uses only sizes that it has run.
     """
     steps = 1 + len(lanes)
     progress(1, steps)
@@ -118,7 +129,7 @@ def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, .
     tables: dict[Arrangement, tuple[Cost, ...]] = {}
     for step, (arrangement, count) in enumerate(lanes.items(), start=2):
         progress(step, steps)
-        tables[arrangement] = _table(run, arrangement, count, sizes, lone[arrangement])
+        tables[arrangement] = _table(run, arrangement, count, sizes, lone[arrangement], linear=linear)
     rates = {
         arrangement: BESIDE_DECODING[arrangement] * max(cost.images_per_second for cost in table)
         for arrangement, table in tables.items()
@@ -133,24 +144,29 @@ def measure(run: RunBlank, lanes: Mapping[Arrangement, int], sizes: tuple[int, .
 
 
 def _table(
-    run: RunBlank, arrangement: Arrangement, lanes: int, sizes: tuple[int, ...], lone: float
+    run: RunBlank, arrangement: Arrangement, lanes: int, sizes: tuple[int, ...], lone: float, *, linear: bool
 ) -> tuple[Cost, ...]:
     table: list[Cost] = []
-    best = 0.0
+    best, for_an_image = 0.0, lone
     with ThreadPoolExecutor(lanes, thread_name_prefix="warm-up") as pool:
         for size in sizes:
-            expected = (table[-1].seconds - HAND_OVER_SECONDS) * size / table[-1].size if table else lone
+            expected = for_an_image * size
             if table and (expected > LONGEST_SECONDS or not any(each.used for each in table[-PATIENCE:])):
+                break
+            too_long = LEAST_RUNS * (sum(each.seconds for each in table) + expected) > SEARCH_SECONDS
+            if table and too_long and not linear:
                 break
             if lanes == size == 1:
                 seconds = lone
-            elif table and LEAST_RUNS * (sum(each.seconds for each in table) + expected) > SEARCH_SECONDS:
+            elif table and too_long:
                 seconds = expected
             else:
                 in_a_row = math.ceil(IN_A_ROW_SECONDS / expected) if lanes > 1 else 1
                 side_by_side = partial(_on_every_lane, pool, partial(_repeat, run, size, arrangement, in_a_row), lanes)
                 seconds = _least_seconds(side_by_side, expected * in_a_row if table else 0.0) / in_a_row
-            rate = lanes * size / (seconds + HAND_OVER_SECONDS)
+            disturbed = linear and table and expected < seconds < DISTURBED * expected
+            for_an_image = (expected if disturbed else seconds) / size
+            rate = lanes * size / (for_an_image * size + HAND_OVER_SECONDS)
             used = rate >= best * GAIN
             table.append(Cost(size, seconds + HAND_OVER_SECONDS, rate, used))
             best = rate if used else best
@@ -191,7 +207,7 @@ def _least_seconds(work: Callable[[], object], expected: float) -> float:
         total += seconds
         if number >= LEAST_RUNS and total > ENOUGH_SECONDS and least <= DISTURBED * (expected or least):
             break
-    return expected if expected < least < DISTURBED * expected else least
+    return least
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -87,8 +87,10 @@ def _check_shapes(backend: Backend, card: ModelCard) -> None:
 
 def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progress) -> Costs:
     """Time the batch sizes; it also shows a graph that answers only the first image, and lets CUDA see every size."""
+    tried: set[int] = set()
 
     def run(size: int, arrangement: Arrangement) -> None:
+        tried.add(size)
         blank = np.zeros((size, card.input.height, card.input.width, card.input.channels), dtype=np.uint8)
         logits = backend.run(blank, arrangement=arrangement).logits
         if logits.shape != (size, len(card.labels)):
@@ -96,7 +98,13 @@ def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progre
                 f"a batch of {size} gives logits {logits.shape} instead of ({size}, {len(card.labels)})"
             )
 
-    return measure(run, backend.lanes, _powers_of_two(max_batch), lambda *step: progress("warmup {}/{}".format(*step)))
+    def tell(*step: int) -> None:
+        progress("warmup {}/{}".format(*step))
+
+    costs = measure(run, backend.lanes, _powers_of_two(max_batch), tell, linear=backend.device == "cpu")
+    if tried == {1} and len(costs.sizes) > 1:
+        run(costs.sizes[1], costs.crowd)
+    return costs
 
 
 def _powers_of_two(limit: int) -> tuple[int, ...]:

@@ -92,7 +92,7 @@ class Metrics:
         )
         self._batch_seconds = Gauge(
             "model_batch_seconds",
-            "What a batch took at warm-up with every lane busy, for the sizes that pay.",
+            "What a batch took at warm-up with every lane busy, or a large one is expected to, for the sizes that pay.",
             ["model", "version", "batch_size"],
             registry=registry,
         )

@@ -111,7 +111,7 @@ class Problem(BaseModel):
 
 
 class BatchCost(BaseModel):
-    """What a batch took at warm-up, with every lane busy; sizes that do not pay are not `used`."""
+    """What a batch took at warm-up, with every lane busy, or a large one is expected to; `used` are sizes that pay."""
 
     batch_size: int
     seconds: float

@@ -455,7 +455,7 @@ async def test_a_free_lane_leaves_the_busy_one_its_share() -> None:
         tickets += [rig.submit() for _ in range(8)]
         gates[0].set()
         await asyncio.gather(*(each.logits() for each in [tickets[0], *tickets[2:]]))
-        assert sizes == [1, 1, 4, 2, 1, 1]
+        assert sizes == [1, 1, 5, 2, 1]
         gates[1].set()
         await tickets[1].logits()
 

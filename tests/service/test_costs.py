@@ -88,14 +88,27 @@ def test_the_search_among_large_batches_is_bounded() -> None:
     assert costs.table[2].seconds == pytest.approx(0.12, rel=0.1)
 
 
+def test_where_batches_may_take_longer_than_their_images_only_sizes_that_ran_are_used() -> None:
+    ran = set()
+
+    def run(size: int, _: Arrangement) -> None:
+        ran.add(size)
+        time.sleep(0.002 + 0.004 * size)
+
+    costs = measure(run, {"together": 1}, (1, 2, 4, 8, 16, 32), lambda *_: None, linear=False)
+    assert {cost.size for cost in costs.table} == ran
+    assert 32 not in ran
+
+
 def test_batches_that_are_slower_than_their_images_are_not_expected_to_pay() -> None:
-    costs = measured(lambda size, _: 0.03 if size == 1 else 0.05 * size)
+    costs = measured(lambda size, _: 0.03 if size == 1 else 0.06 * size)
     assert costs.sizes == (1,)
 
 
 def test_a_size_that_was_timed_while_the_machine_was_a_little_slow_is_used_all_the_same() -> None:
     costs = measured(lambda size, _: 0.01 * size * (1.3 if size == 2 else 1.0))
     assert costs.sizes == (1, 2, 4, 8)
+    assert costs.table[1].seconds > 0.026, "deadlines go by what was timed"
 
 
 def test_every_lane_is_busy_while_a_size_is_timed() -> None:

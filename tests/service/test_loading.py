@@ -20,6 +20,7 @@ from service.loading import LoadedModel, load
 from service.opening import Opener
 from service.runtime import DeviceError, open_onnx
 from service.seal import seal
+from tests.backends import ColourBackend
 
 opener = Opener(partial(open_onnx, device="cpu", threads=1))
 
@@ -219,6 +220,17 @@ def test_a_graph_that_answers_only_the_first_image_of_a_batch_is_refused(tmp_pat
     (tmp_path / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG))
     with pytest.raises(ArtifactError, match=r"a batch of 2 gives logits \(1, 3\)"):
         load_file(path)
+
+
+def test_a_slow_graph_that_answers_only_the_first_image_of_a_batch_is_refused_too(tmp_path: Path) -> None:
+    backend = ColourBackend()
+    backend.seconds = 0.06  # to time a batch of two would take longer than a start may
+    run = backend.run
+    backend.run = lambda images, **how: run(images[:1], **how)  # type: ignore[method-assign]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"a model")
+    with pytest.raises(ArtifactError, match=r"a batch of 2 gives logits \(1, 3\)"):
+        load(Location("colours", 1, path), Opener(backend.open), 8, lambda _: None)
 
 
 def test_a_plain_classifier_without_a_config_is_refused_with_what_is_missing(tmp_path: Path) -> None:
