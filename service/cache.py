@@ -10,12 +10,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from service.deadlines import before
-from service.errors import ClientClosed, ImageTooLarge, InternalError, ServiceError, UndecodableImage
+from service.errors import ClientClosed, DeadlineExceeded, ImageTooLarge, InternalError, ServiceError, UndecodableImage
 from service.metrics import Metrics
-from service.tickets import Logits, Stages, Ticket
+from service.tickets import Logits, Priority, Stages, Ticket
 
 Key = tuple[int, bytes]
 # An entry beside its logits: the key with its digest, the array's header, the places in the dictionary.
@@ -50,6 +50,16 @@ class Pending(Protocol):
 Compute = Callable[[Sequence[bytes]], Sequence[Ticket]]
 
 
+class Caller(NamedTuple):
+    """Who asks: a loaded model by its number, until when (`time.monotonic()`), how urgently. `compute` is called once,
+    with the images that are neither known nor on their way."""
+
+    model: int
+    deadline: float
+    priority: Priority
+    compute: Compute
+
+
 def digest(encoded: bytes) -> bytes:
     """What identifies an image."""
     return hashlib.sha256(encoded).digest()
@@ -66,26 +76,27 @@ class Cache:
         self._bytes = 0
         metrics.watch_cache(lambda: self._bytes)
 
-    def admit(
-        self, model: int, images: Sequence[tuple[bytes, bytes]], deadline: float, compute: Compute
-    ) -> list[Pending]:
-        """Where the logits of each image come from, in order.
+    def admit(self, images: Sequence[tuple[bytes, bytes]], caller: Caller) -> list[Pending]:
+        """Where the logits of each image come from, in order; what the caller's `compute` raises is raised.
 
         Args:
-            model: the number of the loaded model.
             images: digest and encoded bytes of each.
-            deadline: of this caller, in seconds of `time.monotonic()`.
-            compute: called once, with the images that are neither known nor on their way; what it raises is raised.
+            caller: who asks.
         """
-        keyed = [((model, digest), encoded) for digest, encoded in images]
-        missing = {key: encoded for key, encoded in keyed if key not in self._entries and key not in self._in_flight}
-        own = dict(zip(missing, compute(list(missing.values())) if missing else [], strict=True))
+        keyed = [((caller.model, digest), encoded) for digest, encoded in images]
+        missing = {key: encoded for key, encoded in keyed if key not in self._entries and not self._leads(key, caller)}
+        own = dict(zip(missing, caller.compute(list(missing.values())) if missing else [], strict=True))
         for key, ticket in own.items():
             self._in_flight[key] = ticket
-            ticket.future.add_done_callback(partial(self._finish, key))
-        return [self._pending(key, encoded, own, deadline, compute) for key, encoded in keyed]
+            ticket.future.add_done_callback(partial(self._finish, key, ticket))
+        return [self._pending(key, encoded, own, caller) for key, encoded in keyed]
 
-    def _pending(self, key: Key, encoded: bytes, own: dict[Key, Ticket], deadline: float, compute: Compute) -> Pending:
+    def _leads(self, key: Key, caller: Caller) -> bool:
+        """Whether somebody's image is on its way who goes as soon as this caller would."""
+        leader = self._in_flight.get(key)
+        return leader is not None and leader.priority >= caller.priority
+
+    def _pending(self, key: Key, encoded: bytes, own: dict[Key, Ticket], caller: Caller) -> Pending:
         if key in self._entries:
             self._entries.move_to_end(key)
             self._metrics.looked_up("hit")
@@ -94,12 +105,12 @@ class Cache:
             self._metrics.looked_up("miss")
             return own.pop(key)
         self._metrics.looked_up("coalesced")
-        model, sha256 = key
-        return _Following(
-            self._in_flight[key], deadline, lambda: self.admit(model, [(sha256, encoded)], deadline, compute)[0]
-        )
+        _, sha256 = key
+        return _Following(self._in_flight[key], caller.deadline, lambda: self.admit([(sha256, encoded)], caller)[0])
 
-    def _finish(self, key: Key, future: asyncio.Future[Logits]) -> None:
+    def _finish(self, key: Key, ticket: Ticket, future: asyncio.Future[Logits]) -> None:
+        if self._in_flight.get(key) is not ticket:  # somebody more urgent asked for it, too, and is to be followed
+            return
         del self._in_flight[key]
         if future.cancelled() or future.exception() is not None:
             return
@@ -157,8 +168,12 @@ class _Following:
 
     async def logits(self) -> Logits:
         """The leader's, until this caller's own deadline."""
-        async with before(self._deadline):
-            return await self.future
+        try:
+            async with before(self._deadline):
+                return await self.future
+        except DeadlineExceeded:
+            self.abandon()
+            raise
 
     def _take_over(self, leader: asyncio.Future[Logits]) -> None:
         if self.future.done():

@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from service.answer import Prediction, most_probable, top_predictions
-from service.cache import Cache, Pending, digest
+from service.cache import Cache, Caller, Pending, digest
 from service.cam import Explanation, Head, explain
 from service.deadlines import before
 from service.errors import ClientClosed, DeadlineExceeded, InternalError, ServiceError, without_traceback
@@ -125,8 +125,8 @@ class Pipeline:
             return self._decoding(images, order)
         soon = sum(map(len, images)) <= SOON_DIGESTED
         digests = _digests(images) if soon else await self.aside(partial(_digests, images))
-        compute = partial(self._decoding, order=order)
-        return self._cache.admit(order.model.number, list(zip(digests, images, strict=True)), order.deadline, compute)
+        caller = Caller(order.model.number, order.deadline, order.priority, partial(self._decoding, order=order))
+        return self._cache.admit(list(zip(digests, images, strict=True)), caller)
 
     def _decoding(self, images: Sequence[bytes], order: Order) -> list[Ticket]:
         tickets = order.model.batcher.reserve(

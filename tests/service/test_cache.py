@@ -105,6 +105,46 @@ def test_a_caller_who_gives_up_does_not_take_the_others_with_it(colour_models: P
         assert [each.result().status_code for each in [occupied, *others]] == [200] * 3
 
 
+def test_a_caller_in_a_hurry_does_not_wait_for_one_who_is_not(colour_models: Path, backend: ColourBackend) -> None:
+    with (
+        serving(colour_models, backend, cache_bytes=MEBIBYTE) as client,
+        concurrent.futures.ThreadPoolExecutor(4) as threads,
+    ):
+        warmed_up = len(backend.batches)
+        backend.hold()
+        occupied = threads.submit(classify, client, "green")
+        backend.busy.wait(5)
+        asked = []
+        for priority, results in (("low", (2, 0)), ("high", (3, 0)), ("normal", (3, 1))):
+            headers = {"X-Priority": priority}
+            asked.append(threads.submit(client.post, "/classify", content=encode("red"), headers=headers))
+            expected = dict(zip(("miss", "coalesced"), results, strict=True))
+            eventually(lambda: looked_up(client).items() >= expected.items())  # noqa: B023
+        backend.free.set()
+        assert [each.result().status_code for each in [occupied, *asked]] == [200] * 4
+        assert sum(backend.batches[warmed_up:]) == 3
+        assert classify(client).status_code == 200
+        assert looked_up(client) == {"hit": 1, "miss": 3, "coalesced": 1}
+
+
+def test_a_caller_who_took_over_and_gives_up_frees_the_place(colour_models: Path, backend: ColourBackend) -> None:
+    with (
+        serving(colour_models, backend, cache_bytes=MEBIBYTE) as client,
+        concurrent.futures.ThreadPoolExecutor(4) as threads,
+    ):
+        backend.hold()
+        occupied = threads.submit(classify, client, "green")
+        backend.busy.wait(5)
+        first = threads.submit(classify, client, timeout_ms=300)
+        eventually(lambda: looked_up(client)["miss"] == 2)
+        second = threads.submit(classify, client, timeout_ms=600)
+        assert (first.result().status_code, second.result().status_code) == (504, 504)
+        assert looked_up(client) == {"hit": 0, "miss": 3, "coalesced": 1}
+        assert "classify_queue_depth 0.0" in client.get("/metrics").text
+        backend.free.set()
+        assert occupied.result().status_code == 200
+
+
 def test_a_failure_is_not_kept(colour_models: Path, backend: ColourBackend) -> None:
     with serving(colour_models, backend, cache_bytes=MEBIBYTE) as client:
         backend.error = ValueError("broken")
