@@ -269,11 +269,16 @@ PROCESS: dict[str, Sequence[Panel]] = {
     "Process": (
         Graph(
             "CPU",
-            "Cores in use.",
+            "Cores that the server has in use; its workers, if there are any, use others.",
             "short",
             {"{{instance}}": 'rate(process_cpu_seconds_total{job="classifier"}[$__rate_interval])'},
         ),
-        Graph("Memory", "Resident.", "bytes", {"{{instance}}": 'process_resident_memory_bytes{job="classifier"}'}),
+        Graph(
+            "Memory",
+            "Resident, without the workers, if there are any.",
+            "bytes",
+            {"{{instance}}": 'process_resident_memory_bytes{job="classifier"}'},
+        ),
         Graph(
             "File descriptors",
             "Open, of what is allowed.",
