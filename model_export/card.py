@@ -75,7 +75,7 @@ def make_card(name: str, checkpoint: Checkpoint, findings: Findings) -> ModelCar
 def golden_images(
     real: list[EncodedImage], network: nn.Module, recipe: Preprocessing
 ) -> tuple[tuple[Golden, ...], Pixels, Logits]:
-    """A colour chart and up to seven real images, JPEG and PNG among them, with torch's logits for each.
+    """A colour chart and seven real images (or shipped digits), JPEG and PNG among them, with torch's logits for each.
 
     Returns:
         The records, and what they stand for: pixels `[n, H, W, 3]` and float32 logits `[n, classes]`.

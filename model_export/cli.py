@@ -222,7 +222,12 @@ def _add_convert(commands: "Commands") -> None:
     command.add_argument("--preset", help="preprocessing by name, or a JSON file, when the checkpoint does not say it")
     command.add_argument("--ema", action="store_true", help="take the averaged weights that a trainer kept")
     command.add_argument("--images", type=Path, metavar="DIR", help="real images for parity and golden replay")
-    command.add_argument("--evaluate", type=Path, metavar="DIR", help="images in a folder for each class: the accuracy")
+    command.add_argument(
+        "--evaluate",
+        type=Path,
+        metavar="DIR",
+        help="images in a folder for each class: the accuracy, and --images if there are none",
+    )
     command.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of the graph (fp32)")
     command.add_argument("--calibration", type=Path, metavar="DIR", help="images to find int8's ranges on")
     command.add_argument(

@@ -47,8 +47,8 @@ class Order:
     """What is to be converted, and how.
 
     `source` is SOURCE of the command line, `given` what the caller says of it. `images` is a folder of real images for
-    parity and golden replay (the shipped digits when absent), `labelled` a folder of images by class to measure the
-    accuracy on.
+    the verdict and golden replay, `labelled` one of images by class to measure the accuracy on, which stands in for
+    `images` (`evidence.gather`).
     """
 
     source: str

@@ -70,8 +70,8 @@ def gather(checkpoint: Checkpoint, plan: Plan, images: Path | None, evaluate: Pa
     Args:
         checkpoint: says how they are prepared, and whether its own data are at hand.
         plan: the precision and its calibration folder.
-        images: a folder of real images for the verdict and golden replay; those of `evaluate`, the shipped digits or a
-            part of the calibration folder when absent.
+        images: a folder of real images for the verdict and golden replay; when absent those of `evaluate`, and without
+            them the shipped digits, or for int8 a part of the calibration folder.
         evaluate: a labelled folder.
         scratch: a folder for data that come in a package instead of in files.
 
@@ -85,14 +85,14 @@ def gather(checkpoint: Checkpoint, plan: Plan, images: Path | None, evaluate: Pa
         training, held_out = write_digits(scratch)
         calibration = calibration or training
         labelled = labelled or labelled_images(held_out, checkpoint.labels)
-    given = image_files(images) if images else []
-    real = [read_image(path) for path in spread(given, MAX_REAL)] or shipped_images()
+    given = image_files(images) if images else _paths(labelled)
     if plan.precision != "int8":
-        seen = [read_image(path) for path in spread(given or _paths(labelled), MAX_VERDICT)] or real
+        seen = [read_image(path) for path in spread(given, MAX_VERDICT)] or shipped_images()
+        real = spread(seen, MAX_REAL)
         return Evidence(real, parity_pixels(seen, recipe, plan.precision), None, labelled)
     if calibration is None:
         raise ExportError("int8 needs --calibration DIR: a few hundred images like those that the model will see")
-    ranges, others = _split(image_files(calibration), given or _paths(labelled))
+    ranges, others = _split(image_files(calibration), given)
     known = {_digest(image) for image in ranges}
     verdict = [image for image in map(read_image, spread(others, MAX_VERDICT)) if _digest(image) not in known]
     _refuse_too_few(len(ranges), len(verdict))

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -225,6 +226,19 @@ def test_without_other_images_a_part_of_the_calibration_folder_is_kept_for_the_v
     assert evidence.calibration is not None
     assert (len(evidence.calibration), len(evidence.verdict)) == (256, 90)
     assert not {each.tobytes() for each in evidence.calibration} & {each.tobytes() for each in evidence.verdict}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_labelled_images_stand_in_where_no_others_are_given(
+    precision: Literal["fp32", "fp16"], scans: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "net.safetensors"
+    save_file(trained_like("resnet20", 10).state_dict(), source)
+    checkpoint = read_checkpoint(str(source), Given(labels=tuple("0123456789"), preprocessing=PRESETS["digits"]))
+    evidence = gather(checkpoint, Plan(precision=precision), None, scans[1], tmp_path)
+    labelled = {path.read_bytes() for path in image_files(scans[1])}
+    assert len(evidence.real) == 16
+    assert {image.encoded for image in evidence.real} <= labelled
 
 
 @pytest.fixture
