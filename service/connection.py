@@ -5,7 +5,9 @@ application as uvicorn has it.
 """
 
 import asyncio
+import logging
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -16,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
+from service.exchange import Exchange, request_id
 from service.hang_up import EXTENSION
 from service.plain_head import RawHeaders
 from service.routes.short_classify import ShortClassify
@@ -57,6 +60,7 @@ class Connection(HttpToolsProtocol):
         self._short_way: ShortWay = state.short_way
         self._workers: Workers = state.parts.workers
         self._came_back, self._declined, self._received = received is not None, bool(received), received or b""
+        self._began = 0.0
         self._watchers: set[Callable[[], None]] = set()
         self._reading_headers = False
         self._header_bytes = 0
@@ -101,7 +105,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._reading_headers, self._header_bytes = True, 0
+        self._reading_headers, self._header_bytes, self._began = True, 0, time.monotonic()
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", {EXTENSION: self._watch})
 
     def on_headers_complete(self) -> None:
@@ -234,7 +238,9 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(_refusal(status, detail))
+            exchange = Exchange(request_id(None), started=self._began if self._reading_headers else time.monotonic())
+            self.transport.write(_refusal(exchange, status, detail))
+            exchange.log_line(logging.INFO, "-", "-")
         self.transport.close()
 
     def _watch(self, call: Callable[[], None]) -> Callable[[], None]:
@@ -242,10 +248,12 @@ class Connection(HttpToolsProtocol):
         return partial(self._watchers.discard, call)
 
 
-def _refusal(status: int, detail: str) -> bytes:
+def _refusal(exchange: Exchange, status: int, detail: str) -> bytes:
     """A whole answer for a request that never reached the application."""
-    body = orjson.dumps(problem(status, PROTOCOL_CODES[status], detail))
-    return _message(status, [(b"content-type", PROBLEM_JSON.encode())], body, closing=True)
+    exchange.error_code = PROTOCOL_CODES[status]
+    exchange.finish(status)
+    headers = [(b"content-type", PROBLEM_JSON.encode()), *exchange.headers()]
+    return _message(status, headers, orjson.dumps(problem(status, exchange.error_code, detail)), closing=True)
 
 
 def _message(status: int, headers: RawHeaders, body: bytes, *, closing: bool) -> bytes:

@@ -58,6 +58,10 @@ class Exchange:
         """The `Server-Timing` header (W3C): stages and total in milliseconds."""
         return ", ".join([f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in self.timing.items()])
 
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What every answer says of its request, once it is finished: `X-Request-Id` and `Server-Timing`."""
+        return [(b"x-request-id", self.request_id.encode()), (b"server-timing", self.server_timing().encode())]
+
     def measure(self, metrics: Metrics) -> None:
         """Count a classification that has ended."""
         if "respond" in self.timing:

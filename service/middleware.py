@@ -66,8 +66,7 @@ class ExchangeMiddleware:
     def _add_headers(self, message: Message, exchange: Exchange) -> None:
         exchange.finish(message["status"])
         headers = message["headers"] = list(message.get("headers", ()))
-        headers.append((b"x-request-id", exchange.request_id.encode()))
-        headers.append((b"server-timing", exchange.server_timing().encode()))
+        headers += exchange.headers()
         if self._lifecycle.draining:
             # Keep-alive connections must end while the listener is still open, or a request is lost on each.
             headers.append((b"connection", b"close"))

@@ -180,11 +180,7 @@ def _refused(request: PlainRequest, error: ServiceError) -> Reply:
 def _reply(request: PlainRequest, status: int, content: Content) -> Reply:
     exchange = request.exchange
     exchange.finish(status)
-    headers = [
-        *content.headers,
-        (b"x-request-id", exchange.request_id.encode()),
-        (b"server-timing", exchange.server_timing().encode()),
-    ]
+    headers = content.headers + exchange.headers()
     if request.span is not None:
         headers.append((b"traceresponse", trace_response(request.span).encode()))
     return Reply(status, headers, content.body)

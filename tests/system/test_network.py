@@ -1,6 +1,7 @@
 """What happens below the requests: certificates, ports, and callers who do not finish their headers."""
 
 import datetime
+import re
 import socket
 import ssl
 import time
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.system.server import Server, free_port, run_command, running, wait_until_ready
+from tests.system.wire import answers
 
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
 
@@ -115,6 +117,12 @@ def test_what_is_no_http_gets_a_problem_and_is_cut(server: Server) -> None:
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b'"code":"malformed_request"' in answer
+    found = re.search(rb"\r\nx-request-id: (\w+)\r\nserver-timing: total;dur=[0-9.]+\r\n", answer)
+    assert found is not None
+    give_up = time.monotonic() + 5
+    while not any(found[1].decode() in line for line in server.log.read_text().splitlines()):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
 
 
 def test_a_flood_of_headers_is_cut_and_costs_no_memory(server: Server) -> None:
@@ -140,7 +148,8 @@ def test_headers_that_do_not_end_are_cut_after_the_stated_time_and_whole_ones_ar
         httpx2.Client(base_url=server.url) as honest,
     ):
         second.sendall(REQUEST + b"\r\n")
-        assert second.recv(4096).startswith(b"HTTP/1.1 200")
+        ((status, _, _),) = answers(second, 1)
+        assert status == 200
         slow.sendall(REQUEST)
         second.sendall(REQUEST)  # the second request of a connection is bounded as the first
         started = time.monotonic()
