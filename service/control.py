@@ -169,7 +169,10 @@ class Control:
             try:
                 yield
             finally:
-                await self._workers.offer([each for name in self._repository.names() if (each := self._offered(name))])
+                await self._offer()
+
+    async def _offer(self) -> None:
+        await self._workers.offer([each for name in self._repository.names() if (each := self._offered(name))])
 
     def _offered(self, name: str) -> Offered | None:
         """What workers are to answer for a model that they may answer for."""
@@ -228,6 +231,7 @@ class Control:
         log.info("%s is in service after %.2f s", location, loaded.seconds)
         if replaced is not None:
             self._retire(replaced)
+        await self._offer()  # the next one may take a while to load
 
     def _withdraw(self, location: Location) -> asyncio.Task[None] | None:
         self._tried.pop(location, None)
@@ -271,8 +275,9 @@ class Control:
                 found[name] = AliasesFile.model_validate_json(path.read_bytes()).root
             except FileNotFoundError:
                 found[name] = {}
-            except ValidationError as error:
-                log.error("%s is not valid, so the aliases stay as they are: %s", path, first_problem(error))
+            except (ValidationError, OSError) as error:
+                why = first_problem(error) if isinstance(error, ValidationError) else error.strerror
+                log.error("%s cannot be read, so the aliases stay as they are: %s", path, why)
                 found[name] = self._repository.aliases.get(name, {})
         return found
 

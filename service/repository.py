@@ -111,7 +111,7 @@ class Repository:
         """The model a request asks for; it must be held before the event loop turns.
 
         Args:
-            name: may be empty where only one model is known.
+            name: may be empty where only one model is served.
             version: or an alias; where it is None: the canary's for its share of the callers, then that of the alias
                 `stable`, then the highest.
             key: the caller's, which decides whether it is among that share; nobody without a key is.
@@ -162,16 +162,14 @@ class Repository:
         return sorted({model.name for model in self} | {location.name for location in self.failed})
 
     def _only_name(self) -> str:
-        if len(self._served) == 1 and not self.failed:
+        if len(self._served) == 1:
             return next(iter(self._served))[0]
-        names = self.names()
+        names = sorted({name for name, _ in self._served})
         if len(names) > 1:
             raise InvalidParameter(f"model: several models are served; name one of {', '.join(names)}.")
-        if self.loading:
-            raise Starting
-        if not names:
-            raise ModelUnavailable
-        return names[0]
+        if names:
+            return names[0]
+        raise Starting if self.loading else ModelUnavailable
 
     def admit(self, model: LoadedModel, on_death: Callable[[str], None]) -> ServedModel | None:
         """Take a loaded model into service; what it replaces is no longer found and has to be retired."""

@@ -136,6 +136,17 @@ def test_a_load_that_fails_leaves_the_version_in_service_and_says_so(models: Pat
         eventually(lambda: classify(client).json()["version"] == 2)
 
 
+def test_another_model_that_fails_to_load_is_no_choice_that_callers_have(models: Path) -> None:
+    with controlled(models, "poll") as client:
+        publish(models, "other", 1, "broken")
+        eventually(lambda: "it is broken" in client.get("/models").text)
+        assert classify(client).json()["model"] == "colours"
+        assert classify(client, model="other").json()["code"] == "model_unavailable"
+        publish(models, "other", 1, "mended")
+        eventually(lambda: versions(client, "other") == [1])
+        assert classify(client).json()["code"] == "invalid_parameter"
+
+
 def test_a_folder_that_is_gone_for_a_moment_takes_no_model_with_it(models: Path) -> None:
     with controlled(models, "poll") as client:
         models.rename(models.with_name("elsewhere"))
@@ -228,6 +239,14 @@ def test_an_alias_in_the_folder_waits_for_its_version(models: Path) -> None:
         aliases.write_text("no json")
         time.sleep(0.1)
         assert classify(client).json()["version"] == 2
+        aliases.unlink()
+        aliases.mkdir()
+        time.sleep(0.1)
+        assert classify(client).json()["version"] == 2
+        publish(models, "colours", 4)
+        eventually(lambda: versions(client) == [4, 3, 2, 1])
+    with controlled(models, "none") as client:
+        assert client.get("/health/ready").json()["phase"] == "ready"
 
 
 def test_a_version_answers_what_it_has_before_it_goes(models: Path) -> None:
