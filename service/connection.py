@@ -150,12 +150,13 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, "The request is not valid HTTP.")
 
     def _may_leave(self) -> bool:
-        """Whether it is new, or plain requests for labels come on it and the last is answered; and none has begun.
+        """Whether nothing was asked on it here, or plain requests for labels come on it and the last is answered; and
+        none has begun.
 
-        What a worker gave back is answered here first.
+        What a worker gave back with a request is answered here first.
         """
         return (
-            (self._is_new or self._goes_on)
+            (self._is_unasked or self._goes_on)
             and not self._reading_headers
             and self.scheme == "http"
             and not self.transport.is_closing()
@@ -163,8 +164,8 @@ class Connection(HttpToolsProtocol):
         )
 
     @property
-    def _is_new(self) -> bool:
-        return self.cycle is None and not self._came_back
+    def _is_unasked(self) -> bool:
+        return self.cycle is None and not self._declined
 
     @property
     def _goes_on(self) -> bool:
@@ -177,7 +178,8 @@ class Connection(HttpToolsProtocol):
 
     def _leaves(self, data: bytes) -> bool:
         own = cast("socket.socket", self.transport.get_extra_info("socket"))
-        return self._workers.take(own.fileno(), data, declined=self._declined, new=self._is_new)
+        new = self._is_unasked and not self._came_back
+        return self._workers.take(own.fileno(), data, declined=self._declined, new=new)
 
     def _plain_request(self) -> PlainRequest | None:
         """What has to be answered the short way: a plain request, when its turn has come."""

@@ -53,7 +53,6 @@ class Setup:
     log_level: str
     max_image_bytes: int
     max_image_pixels: int
-    keep_alive_seconds: float
     api_keys: str
     api_keys_file: str
     signers: str

@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 RECEIVE_BYTES = 2**15
 # The rest of a request that has begun to arrive is waited for so long; to wait longer is for the server.
 REST_SECONDS = 0.1
+# An idle connection goes back after so long: workers have places for a limited number, and the server closes it.
+IDLE_SECONDS = 5.0
 # How soon the server hears what was counted.
 TALLY_SECONDS = 0.1
 
@@ -98,7 +100,6 @@ class Worker:
         self._keys = Keys(setup.api_keys, Path(setup.api_keys_file) if setup.api_keys_file else None)
         self._max_bytes = min(QUICK_BYTES, setup.max_image_bytes)
         self._max_pixels = setup.max_image_pixels
-        self._keep_alive_seconds = setup.keep_alive_seconds
         signers = Signers(Path(setup.signers)) if setup.signers else None
         self._opener = Opener(lambda path: open_onnx(path, "cpu", threads=1), signers)
         self._models: dict[str, _Model] = {}
@@ -168,6 +169,7 @@ class Worker:
                 known = loaded.get(route.number)
                 model = _Model(route, known.card, known.backend) if known else self._opened(route)
                 self._models |= dict.fromkeys(route.asked, model)
+                self._tell()  # that it is alive
         except EXPECTED_FAILURES as error:
             self._channel.send(Kind.UNABLE, str(error).encode())
             return
@@ -280,17 +282,15 @@ class Worker:
             self._close(connection)
 
     def _look_after_connections(self) -> None:
-        """Those whose requests come slowly are for the server, and those that are idle are closed."""
+        """Those whose requests come slowly are for the server, and so are those that are idle."""
         now = time.monotonic()
         if now < self._looked_at + REST_SECONDS:
             return
         self._looked_at = now
         for connection in list(self._connections.values()):
             waited = now - connection.since
-            if connection.received and waited > REST_SECONDS:
+            if waited > (REST_SECONDS if connection.received else IDLE_SECONDS):
                 self._return(connection)
-            elif waited > self._keep_alive_seconds:
-                self._close(connection)
 
     def _return(self, connection: _Connection) -> None:
         """Give a connection back to the server, with what it has sent."""

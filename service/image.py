@@ -100,6 +100,11 @@ def quick(encoded: bytes, recipe: Preprocessing) -> bool:
     return size is not None and 0 < size.pixels <= QUICK_PIXELS and _resized(size, recipe).pixels <= QUICK_PIXELS
 
 
+def ever_quick(recipe: Preprocessing) -> bool:
+    """Whether there are images that are `quick` for this recipe."""
+    return recipe.resize**2 <= QUICK_PIXELS
+
+
 @lru_cache(1)  # asked for again as soon as it is known that the image is quick
 def _jpeg_size(encoded: bytes) -> Size | None:
     """From the header of a JPEG in grey or YCbCr; None for everything else."""

@@ -16,9 +16,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.deadlines import KEEP_ALIVE_SECONDS
 from service.handover import ROUTES, SETUP, SIGN_OF_LIFE_SECONDS, TALLY, Channel, Kind, Message, Route, Setup
-from service.image import QUICK_BYTES, quick
+from service.image import QUICK_BYTES, ever_quick, quick
 from service.metrics import Metrics
 from service.plain_head import NotSimple, simple_request
 from service.repository import ServedModel
@@ -44,8 +43,10 @@ RESTART_SECONDS = 1.0
 MOST_RESTART_SECONDS = 60.0
 # Each has 100 MB, and a container may see all the cores of its host.
 MOST_BY_ITSELF = 4
-# So many callers who send one request and close are as good a reason for workers as one who stays.
+# So many callers who send one request and close, none so much later than the one before, are as good a reason for
+# workers as one who stays.
 MANY_CALLERS = 100
+CALLERS_SECONDS = 10.0
 # Each worker has a session of each.
 MOST_MODELS = 64
 # Whoever is behind with its messages gets a turn of the event loop's time at once, and not more.
@@ -110,7 +111,6 @@ class Workers:
             log_level=settings.log_level,
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
-            keep_alive_seconds=KEEP_ALIVE_SECONDS,
             api_keys=settings.api_keys.get_secret_value(),
             api_keys_file=str(settings.api_keys_file or ""),
             signers=str(settings.model_signers or ""),
@@ -122,21 +122,24 @@ class Workers:
         self._connecting: set[asyncio.Future[None]] = set()
         self._pause = RESTART_SECONDS
         self._asked_for = self._retired = False
-        self._new_callers = 0
+        self._new_callers, self._last_caller = 0, 0.0
         self.handing_over = False
         # Set by the server; an application that another one serves has no connections to hand over.
         self.connect: Connect | None = None
         metrics.watch_workers(lambda: sum(worker.ready for worker in self._workers))
 
     def pay(self, model: ServedModel) -> bool:
-        """Whether workers are to answer for a model: its run is short, or the settings say how many there are to be."""
+        """Whether workers are to answer for a model: its images are small, and its run is short or the settings say how
+        many there are to be."""
         short = model.costs.lone_seconds <= MOST_RUN_SECONDS
-        return model.device == "cpu" and (short or not self._by_itself)
+        return model.device == "cpu" and ever_quick(model.card.preprocessing) and (short or not self._by_itself)
 
     async def offer(self, offered: Sequence[Offered]) -> None:
         """Answer for these models, which are in service, from now on."""
         offered = offered[:MOST_MODELS]
-        if self.connect is None or not self._wanted or (offered == self._offered and self.handing_over):
+        if self.connect is None or not self._wanted:
+            return
+        if offered == self._offered and self.handing_over == bool(offered):
             return
         if self.handing_over:
             await self.recall()
@@ -146,9 +149,14 @@ class Workers:
         self._by_number = {each.model.number: each.model for each in offered}
         self._by_name = {name: each.model for each in offered for name in each.asked}
         self.handing_over = bool(offered)
-        self._asked_for = False
-        for worker in self._workers:
-            self._offer_to(worker)
+        for worker in list(self._workers):
+            if offered:
+                self._offer_to(worker)
+            else:
+                self._dismiss(worker)
+        self._asked_for = bool(self._workers)
+        if self._asked_for:
+            self._complete()
 
     async def recall(self) -> None:
         """Take all connections back; afterwards no worker answers anything, until models are offered again."""
@@ -157,11 +165,14 @@ class Workers:
         for worker in answering:
             worker.idle.clear()
             self._tell(worker, Kind.RECALL)
-        for worker in answering:
-            try:
-                await asyncio.wait_for(worker.idle.wait(), RECALL_SECONDS)
-            except TimeoutError:
-                self._kill(worker, f"has not given its connections back for {RECALL_SECONDS:g} s")
+        try:
+            async with asyncio.timeout(RECALL_SECONDS):
+                for worker in answering:
+                    await worker.idle.wait()
+        except TimeoutError:
+            for worker in answering:
+                if not worker.idle.is_set():
+                    self._kill(worker, f"has not given its connections back for {RECALL_SECONDS:g} s")
         await asyncio.gather(*self._connecting, return_exceptions=True)
 
     async def retire(self) -> None:
@@ -184,8 +195,7 @@ class Workers:
         if model is None:
             return False
         if not self._asked_for:
-            self._new_callers += new
-            if new and self._new_callers < MANY_CALLERS:
+            if new and not self._are_many():
                 return False
             self._asked_for = True
             self._complete()
@@ -198,6 +208,13 @@ class Workers:
             return False
         worker.connections += 1
         return True
+
+    def _are_many(self) -> bool:
+        """Count a new caller; whether there are many of them, one soon after the other."""
+        now = time.monotonic()
+        self._new_callers = 1 + (self._new_callers if now < self._last_caller + CALLERS_SECONDS else 0)
+        self._last_caller = now
+        return self._new_callers >= MANY_CALLERS
 
     def _asked_model(self, received: bytes, *, declined: bool) -> ServedModel | None:
         """The model that is asked, if a worker may answer."""
@@ -303,7 +320,12 @@ class Workers:
         elif message.kind is Kind.IDLE:
             worker.idle.set()
         elif message.kind is Kind.UNABLE:
-            log.warning("the server answers without a worker: %s", message.content.decode())
+            self._has_failed_to_load(worker, message.content.decode())
+
+    def _has_failed_to_load(self, worker: _Worker, why: str) -> None:
+        log.warning("the server answers without a worker: %s", why)
+        worker.loading -= 1
+        if worker.ready:  # it may be able to load what is on its way to it
             self._dismiss(worker)
 
     def _take_back(self, message: Message) -> None:

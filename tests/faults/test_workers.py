@@ -1,6 +1,7 @@
 """Workers that are killed or hang: their own callers lose their connections, and nobody else notices."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -47,6 +48,32 @@ def test_a_worker_that_hangs_is_replaced(digits_models: Path, image: bytes) -> N
         wait_for_workers(server, 1)
         with with_a_worker(server, image):
             pass
+
+
+def test_workers_that_hang_together_hold_a_change_up_as_long_as_one(
+    digits_models: Path, image: bytes, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models)
+    with running(models, "--http-workers", "3", "--model-control", "explicit") as server:
+        wait_for_workers(server, 3)
+        for hanging in workers_of(server):
+            os.kill(hanging, signal.SIGSTOP)
+        began = time.monotonic()
+        moved = httpx2.put(f"{server.url}/models/digits/aliases/stable", json={"version": 1}, timeout=60)
+        assert moved.status_code == 200
+        assert time.monotonic() - began < 8
+        assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+        wait_for_workers(server, 3)
+
+
+def test_callers_who_come_once_in_a_while_start_none(digits_models: Path, image: bytes) -> None:
+    with running(digits_models, "--http-workers", "1") as server:
+        for _ in range(2):
+            for _ in range(60):
+                assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+            time.sleep(11)
+        assert workers_of(server) == []
 
 
 def test_a_short_limit_on_runs_leaves_workers_alone(digits_models: Path) -> None:

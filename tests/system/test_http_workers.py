@@ -1,6 +1,7 @@
 """Worker processes: they answer what they can as the server would, and nobody notices when they come, go or fail."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
+import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from service.access import new_key
 from tests.system.server import Server, free_port, running
@@ -365,6 +369,62 @@ def test_there_are_none_without_anything_for_them(digits_models: Path, image: by
             assert httpx2.post(server.url + "/classify", content=image).status_code == 200
         time.sleep(0.5)
         assert workers_of(server) == []
+
+
+def test_there_are_none_for_a_network_whose_images_no_worker_takes(tmp_path: Path, image: bytes) -> None:
+    side = 96
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)],
+        "mean",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", side, side, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.array([1, 2], dtype=np.int64), "axes")],
+    )
+    path = tmp_path / "mean" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    recipe = {"resize": side, "crop": side, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    config = {"labels": ["red", "green", "blue"], "preprocessing": recipe}
+    (tmp_path / "mean" / "config.json").write_text(json.dumps(config))
+    whole = request(image)
+    with running(tmp_path, "--http-workers", "2") as server, connected(server) as connection:
+        for _ in range(3):
+            connection.sendall(whole[: -len(image)])
+            time.sleep(0.02)
+            connection.sendall(image)
+            ((status, _, _),) = answers(connection, 1)
+            assert status == 200
+        time.sleep(0.5)
+        assert workers_of(server) == []
+
+
+def test_they_end_when_nothing_is_left_for_them_and_come_back(
+    digits_models: Path, image: bytes, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models)
+    with running(models, "--http-workers", "2", "--model-control", "explicit") as server:
+        wait_for_workers(server, 2)
+        for action, status in (("unload", 503), ("load", 200)):
+            done = httpx2.post(f"{server.url}/v2/repository/models/digits/{action}", json={}, timeout=60)
+            assert done.status_code == 200
+            assert httpx2.post(server.url + "/classify", content=image).status_code == status
+            eventually(lambda: workers_of(server) == [])
+        wait_for_workers(server, 2)
+
+
+def test_an_idle_connection_leaves_its_place_to_others_and_gets_one_with_its_next_request(
+    server: Server, image: bytes
+) -> None:
+    def sockets() -> int:
+        open_files = [each for pid in workers_of(server) for each in Path(f"/proc/{pid}/fd").iterdir()]
+        return sum("socket:" in os.readlink(each) for each in open_files)
+
+    eventually(lambda: sockets() == 2)  # the channel of each
+    with with_a_worker(server, image) as connection:
+        assert sockets() == 3
+        eventually(lambda: sockets() == 2)
+        assert who_answers(connection, image) != own_answers(server)
 
 
 @pytest.mark.parametrize(
