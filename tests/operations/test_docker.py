@@ -169,7 +169,7 @@ def test_up_classifies_a_digit_and_prometheus_sees_it(up: dict[str, str], seven:
     eventually(counted)
     eventually(lambda: httpx2.get(f"http://127.0.0.1:{up['GRAFANA_PORT']}/").status_code == 200)
     rules = httpx2.get(f"http://127.0.0.1:{up['PROMETHEUS_PORT']}/api/v1/rules").json()["data"]["groups"]
-    assert sum(len(group["rules"]) for group in rules) == 19
+    assert sum(len(group["rules"]) for group in rules) == 20
     (name,) = [
         each
         for each in run("docker", "ps", "--format", "{{.Names}}").split()
