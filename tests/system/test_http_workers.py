@@ -413,6 +413,7 @@ def test_they_end_when_nothing_is_left_for_them_and_come_back(
         wait_for_workers(server, 2)
 
 
+@pytest.mark.faults  # for its five seconds
 def test_an_idle_connection_leaves_its_place_to_others_and_gets_one_with_its_next_request(
     server: Server, image: bytes
 ) -> None:
