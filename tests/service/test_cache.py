@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def looked_up(client: TestClient) -> dict[str, int]:
         for line in lines
         if line.startswith(start)
     }
+
+
+def occupy(client: TestClient, backend: ColourBackend, threads: concurrent.futures.Executor) -> Future[Any]:
+    """The answer that will come when the device, which is held with it, is set free."""
+    backend.hold()
+    occupied = threads.submit(classify, client, "green")
+    backend.busy.wait(5)
+    return occupied
 
 
 @pytest.fixture
@@ -92,9 +101,7 @@ def test_a_caller_who_gives_up_does_not_take_the_others_with_it(colour_models: P
         serving(colour_models, backend, cache_bytes=MEBIBYTE) as client,
         concurrent.futures.ThreadPoolExecutor(4) as threads,
     ):
-        backend.hold()
-        occupied = threads.submit(classify, client, "green")
-        backend.busy.wait(5)
+        occupied = occupy(client, backend, threads)
         first = threads.submit(classify, client, timeout_ms=200)
         eventually(lambda: looked_up(client)["miss"] == 2)
         others = [threads.submit(classify, client) for _ in range(2)]
@@ -111,9 +118,7 @@ def test_a_caller_in_a_hurry_does_not_wait_for_one_who_is_not(colour_models: Pat
         concurrent.futures.ThreadPoolExecutor(4) as threads,
     ):
         warmed_up = len(backend.batches)
-        backend.hold()
-        occupied = threads.submit(classify, client, "green")
-        backend.busy.wait(5)
+        occupied = occupy(client, backend, threads)
         asked = []
         for priority, results in (("low", (2, 0)), ("high", (3, 0)), ("normal", (3, 1))):
             headers = {"X-Priority": priority}
@@ -132,9 +137,7 @@ def test_a_caller_who_took_over_and_gives_up_frees_the_place(colour_models: Path
         serving(colour_models, backend, cache_bytes=MEBIBYTE) as client,
         concurrent.futures.ThreadPoolExecutor(4) as threads,
     ):
-        backend.hold()
-        occupied = threads.submit(classify, client, "green")
-        backend.busy.wait(5)
+        occupied = occupy(client, backend, threads)
         first = threads.submit(classify, client, timeout_ms=300)
         eventually(lambda: looked_up(client)["miss"] == 2)
         second = threads.submit(classify, client, timeout_ms=600)

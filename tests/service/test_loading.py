@@ -163,7 +163,7 @@ def test_auto_takes_the_cpu_where_there_is_nothing_else(digits_model: Path) -> N
     assert open_onnx(digits_model, "auto", threads=1).device in ("cpu", "cuda")
 
 
-PLAIN_CONFIG = {
+PLAIN_CONFIG: dict[str, Any] = {
     "labels": ["red", "green", "blue"],
     "preprocessing": {
         "resize": 8,

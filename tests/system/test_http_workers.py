@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -13,14 +14,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
-import numpy as np
-import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 
 from service.access import new_key
+from tests.service.test_loading import PLAIN_CONFIG, write_plain
 from tests.system.server import Server, free_port, running
 from tests.system.wire import answers, connected, is_closed, mixed, request
 from tests.system.workers import (
@@ -74,14 +73,17 @@ def test_a_worker_answers_in_the_same_words(server: Server, image: bytes) -> Non
         assert headers["x-request-id"] == "mine"
 
 
+def send_image_after_head(connection: socket.socket, image: bytes) -> None:
+    connection.sendall(request(image)[: -len(image)])
+    time.sleep(0.02)
+    connection.sendall(image)
+
+
 def test_a_caller_who_sends_the_image_after_the_head_has_a_worker_too(server: Server, image: bytes) -> None:
-    whole = request(image)
     ids = set()
     with connected(server) as connection:
         for _ in range(2):
-            connection.sendall(whole[: -len(image)])
-            time.sleep(0.02)
-            connection.sendall(image)
+            send_image_after_head(connection, image)
             ((status, headers, _),) = answers(connection, 1)
             assert status == 200
             ids.add(headers["x-request-id"][:MADE_ID])
@@ -373,25 +375,12 @@ def test_there_are_none_without_anything_for_them(digits_models: Path, image: by
 
 def test_there_are_none_for_a_network_whose_images_no_worker_takes(tmp_path: Path, image: bytes) -> None:
     side = 96
-    graph = helper.make_graph(
-        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)],
-        "mean",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", side, side, 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(np.array([1, 2], dtype=np.int64), "axes")],
-    )
-    path = tmp_path / "mean" / "1" / "model.onnx"
-    path.parent.mkdir(parents=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    recipe = {"resize": side, "crop": side, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]}
-    config = {"labels": ["red", "green", "blue"], "preprocessing": recipe}
-    (tmp_path / "mean" / "config.json").write_text(json.dumps(config))
-    whole = request(image)
+    write_plain(tmp_path, ["n", side, side, 3], [1, 2])
+    recipe = PLAIN_CONFIG["preprocessing"] | {"resize": side, "crop": side}
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG | {"preprocessing": recipe}))
     with running(tmp_path, "--http-workers", "2") as server, connected(server) as connection:
         for _ in range(3):
-            connection.sendall(whole[: -len(image)])
-            time.sleep(0.02)
-            connection.sendall(image)
+            send_image_after_head(connection, image)
             ((status, _, _),) = answers(connection, 1)
             assert status == 200
         time.sleep(0.5)
