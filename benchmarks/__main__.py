@@ -23,13 +23,13 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-from benchmarks.ceilings import MAX_PIXELS, Ceiling, measure, median_of
+from benchmarks.ceilings import LARGER_ON_GPU, MAX_PIXELS, Ceiling, measure, median_of
 from benchmarks.load import Outcome, Shot, closed_loop, open_loop
 from benchmarks.peers.catalog import PEERS, Peer
 from benchmarks.peers.environment import PeerUnavailable, running
 from benchmarks.peers.environment import prepare as install
 from benchmarks.subjects import SubjectError, Usage, serving
-from benchmarks.workloads import WORKLOADS, Workload, jpegs, post, prepare
+from benchmarks.workloads import FOLDER, WORKLOADS, Workload, jpegs, post, prepare
 from model_export.errors import ExportError
 from model_export.speed import processor
 from model_export.verify import card_of
@@ -37,14 +37,15 @@ from service.cpus import available_cpus
 from service.image import preprocess
 from service.runtime import open_onnx
 
-FOLDER = Path(".bench")
 ENVIRONMENTS = Path(".venv-peers")
 PORT = 8190
 OURS = "resnet-service"
 CONNECTIONS = (1, 8, 32, 128)
-SHARES = (0.5, 0.7, 0.9)
-# An open loop is set by the best closed loop with so many connections.
-CAPACITY_CONNECTIONS = 32
+SHARES = (0.5, 0.7, 0.8, 0.9)
+# An open loop is set by the closed loop with so many connections.
+CAPACITY_CONNECTIONS = {"cpu": 32, "cuda": 128, "tensorrt": 128}
+# The batches that the ceilings have, too.
+LARGER_BATCHES = ["--max-batch-size", str(LARGER_ON_GPU[-1])]
 IMAGES = 16
 WARM_SECONDS = 1.0
 
@@ -85,7 +86,8 @@ def main() -> int:
     )
     try:
         for name in options.workloads.split(","):
-            _workload(WORKLOADS[name], options)
+            workload = WORKLOADS[name]
+            _workload(workload if options.device == "cpu" else workload.on_gpu(), options)
     except (ExportError, SubjectError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
@@ -122,7 +124,8 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
 
 @contextmanager
 def _ours(workload: Workload, models: Path, images: list[bytes], device: str) -> Iterator[Loaded]:
-    with serving(models, PORT, FOLDER / f"{workload.name}.log", "--device", device) as (process, seconds):
+    flags = ["--device", device, *(LARGER_BATCHES if device != "cpu" else [])]
+    with serving(models, PORT, FOLDER / f"{workload.name}.log", *flags) as (process, seconds):
         if workload.classify:
             _check(models / next(iter(workload.models)) / "1" / "model.onnx", images)
         usage = Usage(process.pid)
@@ -170,7 +173,7 @@ def _measure(server: Loaded, options: argparse.Namespace, figures: Figures) -> N
     for connections in options.connections:
         figure = _figure(server, lambda: closed_loop(PORT, server.shots, connections, options.seconds))  # noqa: B023
         figures[server.name, f"{connections} connection{'s' * (connections > 1)}"].append(figure)
-        if connections == CAPACITY_CONNECTIONS:
+        if connections == CAPACITY_CONNECTIONS[options.device]:
             capacity = figure.outcome.per_second
     for share in SHARES if options.open and capacity else ():
         figure = _figure(server, lambda: open_loop(PORT, server.shots, share * capacity, options.seconds))  # noqa: B023

@@ -1,7 +1,7 @@
 """What the hardware allows: onnxruntime alone, decoding alone, and both together, with nothing of a server around.
 
-The combined ceiling is 1 / (1 / model rate + 1 / decode rate), both with all cores: every core does nothing but decode
-and compute, and no image waits.
+The combined ceiling on a CPU is 1 / (1 / model rate + 1 / decode rate), both with all cores: every core does nothing
+but decode and compute, and no image waits. With a GPU both go on side by side, and it is the lower of the two rates.
 """
 
 import multiprocessing
@@ -22,16 +22,21 @@ from service.image import preprocess
 from service.runtime import Device, OnnxBackend, open_onnx
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+LARGER_ON_GPU = (64, 128)
 SECONDS = 0.5
 MAX_PIXELS = 2**26
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Images a second: of the model by (arrangement, batch size), of decoding on all cores, and of both together."""
+    """Images a second: of the model by (arrangement, batch size), of decoding on all cores, and of both together.
+
+    `apart`: the model does not compute on the cores that decode.
+    """
 
     model: dict[tuple[Arrangement, int], float]
     decode: float
+    apart: bool
 
     @property
     def best_model(self) -> float:
@@ -41,13 +46,15 @@ class Ceiling:
     @property
     def combined(self) -> float:
         """Of a machine that does nothing else; without decoding for tensors."""
-        return 1 / (1 / self.best_model + (1 / self.decode if self.decode else 0.0))
+        if not self.decode:
+            return self.best_model
+        return min(self.best_model, self.decode) if self.apart else 1 / (1 / self.best_model + 1 / self.decode)
 
 
 def median_of(rounds: Sequence[Ceiling]) -> Ceiling:
     """Each rate's median: the best of a dozen rates that were taken once is the luckiest one of an uneven machine."""
     model = {key: statistics.median(each.model[key] for each in rounds) for key in rounds[0].model}
-    return Ceiling(model, statistics.median(each.decode for each in rounds))
+    return Ceiling(model, statistics.median(each.decode for each in rounds), rounds[0].apart)
 
 
 def measure(path: Path, encoded: bytes | None, device: Device = "cpu") -> Ceiling:
@@ -55,13 +62,14 @@ def measure(path: Path, encoded: bytes | None, device: Device = "cpu") -> Ceilin
     cores = available_cpus()
     backend = open_onnx(path, device, cores, spread=True)
     card = card_of(path)
+    apart = backend.device != "cpu"
     rates = {
         (arrangement, size): _model_rate(backend, card, arrangement, lanes, size)
         for arrangement, lanes in backend.lanes.items()
-        for size in BATCH_SIZES
+        for size in BATCH_SIZES + (LARGER_ON_GPU if apart else ())
     }
     backend.close()
-    return Ceiling(rates, _decode_rate(path, encoded, cores) if encoded else 0.0)
+    return Ceiling(rates, _decode_rate(path, encoded, cores) if encoded else 0.0, apart)
 
 
 def _model_rate(backend: OnnxBackend, card: ModelCard, arrangement: Arrangement, lanes: int, size: int) -> float:

@@ -8,9 +8,10 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,9 +23,12 @@ from model_export.catalog import find_architecture
 from model_export.cli import main as export
 from model_export.errors import ExportError
 
+# Where models, weights and images are kept from run to run.
+FOLDER = Path(".bench")
 CALIBRATION_IMAGES = 24
 JUDGING_IMAGES = 8
 BATCH_IMAGES = 32
+PRECISION_ON_GPU = {"int8": "fp16"}
 BOUNDARY = "benchmark-boundary"
 CLASSES = 1000
 
@@ -46,6 +50,13 @@ class Workload:
     images: int = 1
     tensors: bool = False
     classify: bool = True
+
+    def on_gpu(self) -> Self:
+        """The same for a GPU, where float16 is what int8 is on a CPU: there are no int8 convolutions in CUDA."""
+        models = {name: (source, PRECISION_ON_GPU.get(each, each)) for name, (source, each) in self.models.items()}
+        if models == self.models:
+            return self
+        return replace(self, name=f"{self.name}-fp16", title=self.title.replace("int8", "float16"), models=models)
 
 
 def jpegs(width: int, height: int, count: int) -> list[bytes]:
@@ -151,7 +162,8 @@ def prepare(workload: Workload, folder: Path) -> Path:
         if (models / name / "1" / "model.onnx").exists():
             continue
         print(f"{workload.name}: converting {source} to {precision}, once; it may take a minute …", file=sys.stderr)
-        command = ["convert", str(_checkpoint(source, folder)), "--name", name, "--precision", precision]
+        given = source if source.startswith("builtin:") else str(checkpoint(source, folder))
+        command = ["convert", given, "--name", name, "--precision", precision]
         command += ["--out", str(models), "--version", "1"]
         if not source.startswith("builtin:"):
             images, calibration = map(str, _images(folder))
@@ -165,9 +177,8 @@ def prepare(workload: Workload, folder: Path) -> Path:
     return models
 
 
-def _checkpoint(source: str, folder: Path) -> Path | str:
-    if source.startswith("builtin:"):
-        return source
+def checkpoint(source: str, folder: Path) -> Path:
+    """A file with the weights of an architecture, made once."""
     path = folder / f"{source}.pth"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,288 @@
+"""What each way of running a ResNet on a GPU brings: onnxruntime's options, one after the other, beside torch's ways.
+
+    python -m benchmarks.cuda [--networks resnet50,resnet18] [--precisions fp16,fp32] [--sizes 1,8,32,128]
+
+Every way gets what a server has, uint8 pixels `[n, 224, 224, 3]` in the host's memory, and gives what a server needs,
+float32 logits there. Ways take turns. Prints Markdown: medians of images/s, and how far the logits are from those of
+onnxruntime on the CPU in float32. `--device cpu` has the ways that need no GPU, which proves the benchmark.
+"""
+
+import argparse
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.workloads import CLASSES, FOLDER, Workload, checkpoint, prepare
+from model_export.catalog import find_architecture
+from model_export.errors import ExportError
+from model_export.graph import served
+from model_export.images import Pixels, noise
+from model_export.speed import processor
+from model_export.verify import card_of
+from service.artifact import INPUT_NAME, LOGITS_NAME
+
+SIDE = 224
+ROUNDS = 3
+# A CUDA graph is captured by the first run and replayed from the next one on.
+WARM_RUNS = 3
+
+Run = Callable[[Pixels], NDArray[np.float32]]
+Options = Mapping[str, str]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+# What `service.runtime` asks of the CUDA provider, and what could be asked beside it or instead.
+AS_SERVED = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+EXHAUSTIVE = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
+NHWC = {"prefer_nhwc": "1"}
+FUSED_BIAS = {"fuse_conv_bias": "1"}
+GRAPH = {"enable_cuda_graph": "1"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network at one precision, as a checkpoint and as an artifact, and the images of a run on a device."""
+
+    architecture: str
+    precision: str
+    weights: Path
+    artifact: Path
+    pixels: Pixels
+    device: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run a subject: `open` makes it ready; so many threads run it at once."""
+
+    name: str
+    open: Callable[[Subject], Run]
+    threads: int = 1
+
+
+def main() -> int:
+    """Measure and print; the exit code."""
+    options = _parser().parse_args()
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        print("benchmarks.cuda: torch finds no GPU; --device cpu measures the ways that need none", file=sys.stderr)
+        return 1
+    name = torch.cuda.get_device_name() if on_gpu else processor()
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {name}, onnxruntime {ort.__version__}, torch {torch.__version__}")
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False  # as the service has it: it rounds to 10 bits of mantissa
+    try:
+        for architecture in options.networks.split(","):
+            for precision in options.precisions.split(","):
+                _compare(architecture, precision, options)
+    except ExportError as error:
+        print(f"benchmarks.cuda: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _compare(architecture: str, precision: str, options: argparse.Namespace) -> None:
+    float32 = _artifact(architecture, "fp32")
+    artifact = _artifact(architecture, precision)
+    rates: dict[str, dict[int, float]] = defaultdict(dict)
+    off: dict[str, float] = defaultdict(float)
+    for size in options.sizes:
+        pixels = noise(size, SIDE)
+        subject = Subject(architecture, precision, checkpoint(architecture, FOLDER), artifact, pixels, options.device)
+        expected = _plain({}, Subject(architecture, "fp32", subject.weights, float32, pixels, "cpu"))(pixels)
+        _progress(f"{architecture} {precision}, batches of {size}: opening")
+        ready = dict(_opened(subject))
+        for way, run in ready.items():
+            difference = np.abs(run(pixels) - expected).max() / np.abs(expected).max()
+            off[way.name] = max(off[way.name], float(difference))
+        _progress(f"{architecture} {precision}, batches of {size}: measuring")
+        turns = [
+            {way: _rate(run, pixels, way.threads, options.seconds) for way, run in ready.items()} for _ in range(ROUNDS)
+        ]
+        for way in ready:
+            rates[way.name][size] = statistics.median(turn[way] for turn in turns)
+    _print_table(f"{architecture} {precision}", rates, off, options.sizes)
+
+
+def _opened(subject: Subject) -> Iterator[tuple[Way, Run]]:
+    """The ways that there are here, warm; a line for each of the others."""
+    for way in WAYS + (WAYS_OF_GPUS if subject.device == "cuda" else ()):
+        try:
+            run = way.open(subject)
+            for _ in range(WARM_RUNS):
+                run(subject.pixels)
+        except Exception as error:  # whatever a provider, a compiler or a driver has to say
+            _progress(f"{way.name} is left out: {str(error).strip().partition(chr(10))[0]}")
+            continue
+        yield way, run
+
+
+def _rate(run: Run, pixels: Pixels, threads: int, seconds: float) -> float:
+    """Images a second."""
+    counts = [0] * threads
+    until = time.perf_counter() + seconds
+
+    def work(thread: int) -> None:
+        while not counts[thread] or time.perf_counter() < until:
+            run(pixels)
+            counts[thread] += 1
+
+    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
+    began = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return len(pixels) * sum(counts) / (time.perf_counter() - began)
+
+
+def _plain(options: Options, subject: Subject) -> Run:
+    """As the service runs it: the pixels go to the session as they are."""
+    session = _session(subject, subject.device, options)
+    return lambda pixels: np.asarray(session.run([LOGITS_NAME], {INPUT_NAME: pixels})[0])
+
+
+def _bound(options: Options, subject: Subject, *, pinned: bool = False) -> Run:
+    """Input and output stay at one place on the device; copied to and from there, from pinned memory if asked for."""
+    session = _session(subject, subject.device, options)
+    size = len(subject.pixels)
+    images = ort.OrtValue.ortvalue_from_shape_and_type(list(subject.pixels.shape), np.uint8, subject.device, 0)
+    logits = ort.OrtValue.ortvalue_from_shape_and_type([size, CLASSES], np.float32, subject.device, 0)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(INPUT_NAME, images)
+    binding.bind_ortvalue_output(LOGITS_NAME, logits)
+    staged = torch.empty(subject.pixels.shape, dtype=torch.uint8, pin_memory=pinned).numpy()
+
+    def run(pixels: Pixels) -> NDArray[np.float32]:
+        np.copyto(staged, pixels)
+        images.update_inplace(staged)
+        session.run_with_iobinding(binding)
+        return np.asarray(logits.numpy())
+
+    return run
+
+
+def _tensorrt(subject: Subject) -> Run:
+    cache = str(FOLDER / "tensorrt")
+    size = len(subject.pixels)
+    shape = f"{INPUT_NAME}:{size}x{SIDE}x{SIDE}x3"
+    options = {
+        "trt_fp16_enable": str(subject.precision == "fp16"),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": cache,
+        "trt_profile_min_shapes": shape,
+        "trt_profile_opt_shapes": shape,
+        "trt_profile_max_shapes": shape,
+    }
+    session = _session(subject, "tensorrt", options)
+    return lambda pixels: np.asarray(session.run([LOGITS_NAME], {INPUT_NAME: pixels})[0])
+
+
+def _session(subject: Subject, device: str, options: Options) -> ort.InferenceSession:
+    if device != "cpu":
+        ort.preload_dlls()
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    own = dict(options) if device != "cpu" else {}
+    session = ort.InferenceSession(subject.artifact, settings, providers=[(PROVIDERS[device], own)], enable_fallback=0)
+    if session.get_providers()[0] != PROVIDERS[device]:
+        raise RuntimeError(f"onnxruntime put it on {session.get_providers()[0]}")
+    return session
+
+
+def _torch(subject: Subject, *, channels_last: bool = False, compiled: bool = False) -> Run:
+    """torch on the same device; below float32 by autocast, compiled with CUDA graphs where there is a GPU."""
+    network = find_architecture(subject.architecture).build(CLASSES)
+    network.load_state_dict(torch.load(subject.weights, weights_only=True))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    model = served(network, card_of(subject.artifact).preprocessing).eval().to(subject.device)
+    model.network.to(memory_format=memory_format)  # type: ignore[call-overload]
+    called = torch.compile(model, mode="reduce-overhead", dynamic=False) if compiled else model
+    half = torch.autocast(subject.device, torch.float16, enabled=subject.precision == "fp16")
+    staged = torch.empty(subject.pixels.shape, dtype=torch.uint8, pin_memory=subject.device == "cuda")
+
+    def run(pixels: Pixels) -> NDArray[np.float32]:
+        staged.copy_(torch.from_numpy(pixels))
+        with torch.inference_mode(), half:
+            logits, _ = called(staged.to(subject.device, non_blocking=True))
+            return np.asarray(logits.float().cpu().numpy())
+
+    return run
+
+
+WAYS: tuple[Way, ...] = (
+    Way("session, as served", partial(_plain, AS_SERVED)),
+    Way("session, two runs at once", partial(_plain, AS_SERVED), threads=2),
+    Way("session, IO binding", partial(_bound, AS_SERVED)),
+    Way("torch, eager", _torch),
+    Way("torch, channels_last", partial(_torch, channels_last=True)),
+    Way("torch, channels_last, compiled", partial(_torch, channels_last=True, compiled=True)),
+)
+WAYS_OF_GPUS: tuple[Way, ...] = (
+    Way("session, pinned memory", partial(_bound, AS_SERVED, pinned=True)),
+    Way("session, pinned, exhaustive search", partial(_bound, AS_SERVED | EXHAUSTIVE, pinned=True)),
+    Way("session, pinned, prefer_nhwc", partial(_bound, AS_SERVED | NHWC, pinned=True)),
+    Way("session, pinned, fuse_conv_bias", partial(_bound, AS_SERVED | FUSED_BIAS, pinned=True)),
+    Way("session, pinned, CUDA graph", partial(_bound, AS_SERVED | GRAPH, pinned=True)),
+    Way("session, pinned, the last three", partial(_bound, AS_SERVED | NHWC | FUSED_BIAS | GRAPH, pinned=True)),
+    Way("session, TensorRT", _tensorrt),
+)
+
+
+def _artifact(architecture: str, precision: str) -> Path:
+    models = {architecture: (architecture, precision)}
+    workload = Workload(f"{architecture}-{precision}", f"{architecture} {precision}", models, (500, 375), lambda _: [])
+    return prepare(workload, FOLDER) / architecture / "1" / "model.onnx"
+
+
+def _print_table(
+    title: str, rates: Mapping[str, Mapping[int, float]], off: Mapping[str, float], sizes: tuple[int, ...]
+) -> None:
+    print(f"\n## {title}\n")
+    print("| images/s | " + " | ".join(f"batch {size}" for size in sizes) + " | largest difference, relative |")
+    print("| --- |" + " ---: |" * (len(sizes) + 1))
+    for name, found in sorted(rates.items()):
+        cells = (f"{found[size]:,.0f}" if size in found else "" for size in sizes)
+        print(f"| {name} | " + " | ".join(cells) + f" | {off[name]:.1e} |")
+    best = {ours: _best(rates, ours) for ours in ("session", "torch")}
+    print(f"\nthe best session has {best['session'] / best['torch']:.2f} of the best of torch", flush=True)
+
+
+def _best(rates: Mapping[str, Mapping[int, float]], whose: str) -> float:
+    return max(rate for name, found in rates.items() if name.startswith(whose) for rate in found.values())
+
+
+def _progress(line: str) -> None:
+    print(f"{line} …", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description="Ways of running a ResNet on a GPU.")
+    parser.add_argument("--networks", default="resnet50,resnet18", help="by commas (resnet50,resnet18)")
+    parser.add_argument("--precisions", default="fp16,fp32", help="by commas (fp16,fp32)")
+    parser.add_argument("--sizes", type=_numbers, default=(1, 8, 32, 128), help="images in a batch (1,8,32,128)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each turn (0.5)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where (cuda)")
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
