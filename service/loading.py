@@ -1,26 +1,24 @@
 """From a model file to a loaded model that is proved and warm."""
 
 import logging
+import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from service.artifact import ArtifactError, ModelCard
-from service.cam import Head, read_head
+from service.cam import Head
 from service.costs import Arrangement, Costs, measure
-from service.cpus import yield_to_others
 from service.folder import Location
-from service.golden import GoldenMismatch, replay
+from service.golden import GoldenMismatch
 from service.lifecycle import LOADING
-from service.opening import Opener, state
+from service.opening import Opener, Progress, state
 from service.runtime import Backend, DeviceError
 from service.watched import Fingerprint
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str], None]
 EXPECTED_FAILURES = (ArtifactError, GoldenMismatch, DeviceError, OSError)
 
 
@@ -48,46 +46,24 @@ def load(
 ) -> LoadedModel:
     """Open one model, replay its golden images and measure what its batches cost, telling `progress` the phase.
 
-    Beside traffic the calling thread leaves the cores to it, for good. That is not so while the session is built: the
-    threads that it starts would inherit it.
+    Beside traffic the calling thread leaves the cores to it, for good.
 
     Raises:
         ArtifactError, GoldenMismatch, DeviceError, OSError: why this model cannot be served.
     """
     progress(LOADING)
     files = state(location)
-    backend, card, seconds_to_open = opener.open(location)
+    backend, card, head, difference, seconds_to_open = opener.open(location, progress, beside_traffic=beside_traffic)
     opened_at = time.monotonic()
-    if beside_traffic:
-        yield_to_others()
-    _check_shapes(backend, card)
-    progress("golden")
-    head = read_head(location.path, card.head)
-    difference = replay(backend, card, head)
-    if difference is None:
-        log.warning("%s has no golden images: nothing proves that it answers as it was trained", location)
     costs = _warm_up(backend, card, backend.input.shape[0] or max_batch, progress)
     backend.keep(costs.arrangements)
     seconds = seconds_to_open + time.monotonic() - opened_at
     return LoadedModel(location, files, card, backend, costs, head, difference, seconds)
 
 
-def _check_shapes(backend: Backend, card: ModelCard) -> None:
-    batch, *image = backend.input.shape
-    expected = [card.input.height, card.input.width, card.input.channels]
-    if backend.input.dtype != "tensor(uint8)" or image != expected or batch not in (None, 1):
-        raise ArtifactError(
-            f"the graph takes {backend.input.dtype} {list(backend.input.shape)}, "
-            f"but its card says uint8 [batch, {', '.join(map(str, expected))}]"
-        )
-    classes = backend.output.shape[-1]
-    if classes not in (None, len(card.labels)):
-        raise ArtifactError(f"the graph gives {classes} classes, but there are {len(card.labels)} labels")
-
-
 def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progress) -> Costs:
     """Time the batch sizes; it also shows a graph that answers only the first image, and lets CUDA see every size."""
-    tried: set[int] = set()
+    tried = {math.ceil(len(card.golden) / next(iter(backend.lanes.values())))}  # by golden replay
 
     def run(size: int, arrangement: Arrangement) -> None:
         tried.add(size)
@@ -102,7 +78,7 @@ def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progre
         progress("warmup {}/{}".format(*step))
 
     costs = measure(run, backend.lanes, _powers_of_two(max_batch), tell, linear=backend.device == "cpu")
-    if tried == {1} and len(costs.sizes) > 1:
+    if max(tried) == 1 and len(costs.sizes) > 1:
         run(costs.sizes[1], costs.crowd)
     return costs
 

@@ -1,16 +1,22 @@
-"""From a model file to a session and a card: what has to be checked is checked before onnxruntime reads the file."""
+"""From a model file to a model that is proved, but not yet warm: its session, its card, its golden images replayed.
+
+What can be checked of the file is checked before onnxruntime reads it.
+"""
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from service.artifact import ArtifactError, ModelCard, read_card
-from service.cpus import available_cpus
+from service.cam import Head, read_head
+from service.cpus import available_cpus, yield_to_others
 from service.external_data import refuse_other_files
 from service.folder import Location, RepositoryError, discover
+from service.golden import replay
 from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config, refuse_normalisation
 from service.runtime import Backend, OpenBackend, open_onnx
 from service.seal import unsealed_card
@@ -21,16 +27,25 @@ from service.watched import Fingerprint, fingerprint
 log = logging.getLogger(__name__)
 
 
+Progress = Callable[[str], None]
+GOLDEN = "golden"
+
+
 class Opened(NamedTuple):
-    """A model that can be run, not yet proved, and how long it took to open."""
+    """A model that answers as it was trained, and how long it took to open and prove it.
+
+    `head` is what explains its answers, where it has one; `golden_max_abs_diff` is None without golden images.
+    """
 
     backend: Backend
     card: ModelCard
+    head: Head | None
+    golden_max_abs_diff: float | None
     seconds: float
 
 
 class Opener:
-    """Opens model files, and the first one ahead of time."""
+    """Opens and proves model files, and the first one ahead of time."""
 
     def __init__(self, open_backend: OpenBackend, signers: Signers | None = None) -> None:
         """With `signers`, one of them must have signed each file."""
@@ -45,21 +60,28 @@ class Opener:
         except RepositoryError:
             return
         thread = ThreadPoolExecutor(1, thread_name_prefix="open")
-        self._ahead[first] = state(first), thread.submit(self._open, first)
+        self._ahead[first] = state(first), thread.submit(self._open, first, _tell_nobody)
         thread.shutdown(wait=False)
 
-    def open(self, location: Location) -> Opened:
-        """Open a model file, or take the one that was opened ahead if it has not changed since.
+    def open(self, location: Location, progress: Progress, *, beside_traffic: bool = False) -> Opened:
+        """Open a model file and replay its golden images, or take the model that was opened ahead if its file has not
+        changed since.
+
+        Beside traffic the calling thread leaves the cores to it, for good. That is not so while the session is built:
+        the threads that it starts would inherit it.
 
         Raises:
-            ArtifactError, DeviceError, OSError: why it cannot be served.
+            ArtifactError, GoldenMismatch, DeviceError, OSError: why it cannot be served.
         """
         before, opened = self._ahead.pop(location, (None, None))
         if opened is not None and before == state(location):
+            progress(GOLDEN)
+            if beside_traffic:
+                yield_to_others()
             return opened.result()
-        return self._open(location)
+        return self._open(location, progress, beside_traffic=beside_traffic)
 
-    def _open(self, location: Location) -> Opened:
+    def _open(self, location: Location, progress: Progress, *, beside_traffic: bool = False) -> Opened:
         started = time.monotonic()
         path = location.path
         if self._signers is not None:
@@ -75,7 +97,15 @@ class Opener:
             backend, card = _with_config(backend, location)
         elif card.seal is None:
             log.warning("%s has no seal: a byte that was changed in it goes unnoticed", location)
-        return Opened(backend, card, time.monotonic() - started)
+        if beside_traffic:
+            yield_to_others()
+        _check_shapes(backend, card)
+        progress(GOLDEN)
+        head = read_head(path, card.head)
+        difference = replay(backend, card, head)
+        if difference is None:
+            log.warning("%s has no golden images: nothing proves that it answers as it was trained", location)
+        return Opened(backend, card, head, difference, time.monotonic() - started)
 
 
 def opener_for(settings: Settings) -> Opener:
@@ -100,3 +130,20 @@ def _with_config(backend: Backend, location: Location) -> tuple[Backend, ModelCa
     if backend.input.dtype == "tensor(uint8)":
         return backend, refuse_normalisation(card)
     return NormalisingBackend(backend, card.preprocessing), card
+
+
+def _check_shapes(backend: Backend, card: ModelCard) -> None:
+    batch, *image = backend.input.shape
+    expected = [card.input.height, card.input.width, card.input.channels]
+    if backend.input.dtype != "tensor(uint8)" or image != expected or batch not in (None, 1):
+        raise ArtifactError(
+            f"the graph takes {backend.input.dtype} {list(backend.input.shape)}, "
+            f"but its card says uint8 [batch, {', '.join(map(str, expected))}]"
+        )
+    classes = backend.output.shape[-1]
+    if classes not in (None, len(card.labels)):
+        raise ArtifactError(f"the graph gives {classes} classes, but there are {len(card.labels)} labels")
+
+
+def _tell_nobody(_: str) -> None:
+    """Ahead of time nobody is there to ask."""

@@ -29,6 +29,19 @@ def test_a_large_network_answers_a_lone_image_on_all_cores_and_a_crowd_on_one_co
     assert costs.lone_seconds < 0.03
 
 
+def test_an_arrangement_that_no_batch_could_make_the_better_one_is_not_timed_further() -> None:
+    timed: set[tuple[int, Arrangement]] = set()
+
+    def seconds(size: int, arrangement: Arrangement) -> float:
+        timed.add((size, arrangement))
+        return size * (0.02 if arrangement == "spread" else 0.018)
+
+    costs = measured(seconds)
+    assert (costs.lone, costs.crowd) == ("together", "spread")
+    assert (2, "spread") in timed
+    assert (2, "together") not in timed
+
+
 def test_a_second_copy_of_the_weights_needs_a_reason() -> None:
     costs = measured(lambda size, arrangement: size * (0.06 if arrangement == "spread" else 0.02))
     assert costs.arrangements == {"together"}
