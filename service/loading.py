@@ -55,15 +55,20 @@ def load(
     files = state(location)
     backend, card, head, difference, seconds_to_open = opener.open(location, progress, beside_traffic=beside_traffic)
     opened_at = time.monotonic()
-    costs = _warm_up(backend, card, backend.input.shape[0] or max_batch, progress)
+    # Of golden replay, which gave as many answers as it had images.
+    at_once = 0 if difference is None else math.ceil(len(card.golden) / next(iter(backend.lanes.values())))
+    costs = _warm_up(backend, card, backend.input.shape[0] or max_batch, at_once, progress)
     backend.keep(costs.arrangements)
     seconds = seconds_to_open + time.monotonic() - opened_at
     return LoadedModel(location, files, card, backend, costs, head, difference, seconds)
 
 
-def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progress) -> Costs:
-    """Time the batch sizes; it also shows a graph that answers only the first image, and lets CUDA see every size."""
-    tried = {math.ceil(len(card.golden) / next(iter(backend.lanes.values())))}  # by golden replay
+def _warm_up(backend: Backend, card: ModelCard, max_batch: int, at_once: int, progress: Progress) -> Costs:
+    """Time the batch sizes; it also shows a graph that answers only the first image, and lets CUDA see every size.
+
+    So many images `at_once` were answered before.
+    """
+    tried = {at_once}
 
     def run(size: int, arrangement: Arrangement) -> None:
         tried.add(size)

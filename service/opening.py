@@ -26,7 +26,6 @@ from service.watched import Fingerprint, fingerprint
 
 log = logging.getLogger(__name__)
 
-
 Progress = Callable[[str], None]
 GOLDEN = "golden"
 
