@@ -266,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load (4)")
     parser.add_argument("--connections", type=_numbers, default=CONNECTIONS, help="of closed loops (1,8,32,128)")
     parser.add_argument("--device", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="of this server (cpu)")
-    parser.add_argument("--open", action="store_true", help="open loops too, at 50, 70 and 90 %% of capacity")
+    parser.add_argument("--open", action="store_true", help="open loops too, at 50, 70, 80 and 90 %% of capacity")
     return parser
 
 

@@ -79,22 +79,25 @@ def _model_rate(backend: OnnxBackend, card: ModelCard, arrangement: Arrangement,
         backend.run(blank, arrangement=arrangement)
 
     run()
-    counts = [0] * lanes
-    threads = [threading.Thread(target=_count, args=(run, counts, lane)) for lane in range(lanes)]
+    return size * runs_a_second(run, lanes)
+
+
+def runs_a_second(work: Callable[[], object], threads: int, seconds: float = SECONDS) -> float:
+    """Of work that so many threads do side by side, for so long at least and once each at least."""
+    counts = [0] * threads
     began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return size * sum(counts) / (time.perf_counter() - began)
 
+    def repeat(thread: int) -> None:
+        while not counts[thread] or time.perf_counter() < began + seconds:
+            work()
+            counts[thread] += 1
 
-def _count(work: Callable[[], object], counts: list[int], lane: int) -> None:
-    """Work for SECONDS at least, and one time at least."""
-    until = time.perf_counter() + SECONDS
-    while not counts[lane] or time.perf_counter() < until:
-        work()
-        counts[lane] += 1
+    workers = [threading.Thread(target=repeat, args=(thread,)) for thread in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(counts) / (time.perf_counter() - began)
 
 
 def _decode_rate(path: Path, encoded: bytes, cores: int) -> float:
@@ -105,7 +108,4 @@ def _decode_rate(path: Path, encoded: bytes, cores: int) -> float:
 
 def _decode_alone(path: Path, encoded: bytes) -> float:
     card = card_of(path)
-    counts = [0]
-    began = time.perf_counter()
-    _count(lambda: preprocess(encoded, card.preprocessing, MAX_PIXELS), counts, 0)
-    return counts[0] / (time.perf_counter() - began)
+    return runs_a_second(lambda: preprocess(encoded, card.preprocessing, MAX_PIXELS), threads=1)

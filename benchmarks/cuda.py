@@ -1,6 +1,6 @@
 """What each way of running a ResNet on a GPU brings: onnxruntime's options, one after the other, beside torch's ways.
 
-    python -m benchmarks.cuda [--networks resnet50,resnet18] [--precisions fp16,fp32] [--sizes 1,8,32,128]
+    python -m benchmarks.cuda [--networks resnet50 resnet18] [--precisions fp16 fp32] [--sizes 1 8 32 128]
 
 Every way gets what a server has, uint8 pixels `[n, 224, 224, 3]` in the host's memory, and gives what a server needs,
 float32 logits there. Ways take turns. Prints Markdown: medians of images/s, and how far the logits are from those of
@@ -10,10 +10,8 @@ onnxruntime on the CPU in float32. `--device cpu` has the ways that need no GPU,
 import argparse
 import statistics
 import sys
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +22,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.ceilings import runs_a_second
 from benchmarks.workloads import CLASSES, FOLDER, Workload, checkpoint, prepare
 from model_export.catalog import find_architecture
 from model_export.errors import ExportError
@@ -32,6 +31,8 @@ from model_export.images import Pixels, noise
 from model_export.speed import processor
 from model_export.verify import card_of
 from service.artifact import INPUT_NAME, LOGITS_NAME
+from service.cpus import available_cpus
+from service.runtime import PROVIDERS, Device, open_onnx
 
 SIDE = 224
 ROUNDS = 3
@@ -41,9 +42,7 @@ WARM_RUNS = 3
 Run = Callable[[Pixels], NDArray[np.float32]]
 Options = Mapping[str, str]
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-# What `service.runtime` asks of the CUDA provider, and what could be asked beside it or instead.
-AS_SERVED = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+# Of the CUDA provider, beside what the service asks of it, or instead.
 EXHAUSTIVE = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
 NHWC = {"prefer_nhwc": "1"}
 FUSED_BIAS = {"fuse_conv_bias": "1"}
@@ -59,7 +58,7 @@ class Subject:
     weights: Path
     artifact: Path
     pixels: Pixels
-    device: str
+    device: Device
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def main() -> int:
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False  # as the service has it: it rounds to 10 bits of mantissa
     try:
-        for architecture in options.networks.split(","):
-            for precision in options.precisions.split(","):
+        for architecture in options.networks:
+            for precision in options.precisions:
                 _compare(architecture, precision, options)
     except ExportError as error:
         print(f"benchmarks.cuda: {error}", file=sys.stderr)
@@ -93,14 +92,14 @@ def main() -> int:
 
 
 def _compare(architecture: str, precision: str, options: argparse.Namespace) -> None:
-    float32 = _artifact(architecture, "fp32")
+    float32 = open_onnx(_artifact(architecture, "fp32"), "cpu", available_cpus())
     artifact = _artifact(architecture, precision)
     rates: dict[str, dict[int, float]] = defaultdict(dict)
     off: dict[str, float] = defaultdict(float)
     for size in options.sizes:
         pixels = noise(size, SIDE)
         subject = Subject(architecture, precision, checkpoint(architecture, FOLDER), artifact, pixels, options.device)
-        expected = _plain({}, Subject(architecture, "fp32", subject.weights, float32, pixels, "cpu"))(pixels)
+        expected = float32.run(pixels).logits
         _progress(f"{architecture} {precision}, batches of {size}: opening")
         ready = dict(_opened(subject))
         for way, run in ready.items():
@@ -108,7 +107,11 @@ def _compare(architecture: str, precision: str, options: argparse.Namespace) -> 
             off[way.name] = max(off[way.name], float(difference))
         _progress(f"{architecture} {precision}, batches of {size}: measuring")
         turns = [
-            {way: _rate(run, pixels, way.threads, options.seconds) for way, run in ready.items()} for _ in range(ROUNDS)
+            {
+                way: size * runs_a_second(partial(run, pixels), way.threads, options.seconds)
+                for way, run in ready.items()
+            }
+            for _ in range(ROUNDS)
         ]
         for way in ready:
             rates[way.name][size] = statistics.median(turn[way] for turn in turns)
@@ -128,29 +131,10 @@ def _opened(subject: Subject) -> Iterator[tuple[Way, Run]]:
         yield way, run
 
 
-def _rate(run: Run, pixels: Pixels, threads: int, seconds: float) -> float:
-    """Images a second."""
-    counts = [0] * threads
-    until = time.perf_counter() + seconds
-
-    def work(thread: int) -> None:
-        while not counts[thread] or time.perf_counter() < until:
-            run(pixels)
-            counts[thread] += 1
-
-    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
-    began = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return len(pixels) * sum(counts) / (time.perf_counter() - began)
-
-
-def _plain(options: Options, subject: Subject) -> Run:
+def _as_served(subject: Subject) -> Run:
     """As the service runs it: the pixels go to the session as they are."""
-    session = _session(subject, subject.device, options)
-    return lambda pixels: np.asarray(session.run([LOGITS_NAME], {INPUT_NAME: pixels})[0])
+    backend = open_onnx(subject.artifact, subject.device, available_cpus())
+    return lambda pixels: backend.run(pixels).logits
 
 
 def _bound(options: Options, subject: Subject, *, pinned: bool = False) -> Run:
@@ -191,15 +175,18 @@ def _tensorrt(subject: Subject) -> Run:
     return lambda pixels: np.asarray(session.run([LOGITS_NAME], {INPUT_NAME: pixels})[0])
 
 
-def _session(subject: Subject, device: str, options: Options) -> ort.InferenceSession:
+def _session(subject: Subject, device: Device, options: Options) -> ort.InferenceSession:
+    """With these options beside those of the service, or instead."""
+    provider, as_served = PROVIDERS[device]
     if device != "cpu":
         ort.preload_dlls()
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
+    settings.intra_op_num_threads = available_cpus()
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    own = dict(options) if device != "cpu" else {}
-    session = ort.InferenceSession(subject.artifact, settings, providers=[(PROVIDERS[device], own)], enable_fallback=0)
-    if session.get_providers()[0] != PROVIDERS[device]:
+    chosen = [(provider, {**as_served, **options})]
+    session = ort.InferenceSession(subject.artifact, settings, providers=chosen, enable_fallback=0)
+    if session.get_providers()[0] != provider:
         raise RuntimeError(f"onnxruntime put it on {session.get_providers()[0]}")
     return session
 
@@ -225,20 +212,20 @@ def _torch(subject: Subject, *, channels_last: bool = False, compiled: bool = Fa
 
 
 WAYS: tuple[Way, ...] = (
-    Way("session, as served", partial(_plain, AS_SERVED)),
-    Way("session, two runs at once", partial(_plain, AS_SERVED), threads=2),
-    Way("session, IO binding", partial(_bound, AS_SERVED)),
+    Way("session, as served", _as_served),
+    Way("session, two runs at once", _as_served, threads=2),
+    Way("session, IO binding", partial(_bound, {})),
     Way("torch, eager", _torch),
     Way("torch, channels_last", partial(_torch, channels_last=True)),
     Way("torch, channels_last, compiled", partial(_torch, channels_last=True, compiled=True)),
 )
 WAYS_OF_GPUS: tuple[Way, ...] = (
-    Way("session, pinned memory", partial(_bound, AS_SERVED, pinned=True)),
-    Way("session, pinned, exhaustive search", partial(_bound, AS_SERVED | EXHAUSTIVE, pinned=True)),
-    Way("session, pinned, prefer_nhwc", partial(_bound, AS_SERVED | NHWC, pinned=True)),
-    Way("session, pinned, fuse_conv_bias", partial(_bound, AS_SERVED | FUSED_BIAS, pinned=True)),
-    Way("session, pinned, CUDA graph", partial(_bound, AS_SERVED | GRAPH, pinned=True)),
-    Way("session, pinned, the last three", partial(_bound, AS_SERVED | NHWC | FUSED_BIAS | GRAPH, pinned=True)),
+    Way("session, pinned memory", partial(_bound, {}, pinned=True)),
+    Way("session, pinned, exhaustive search", partial(_bound, EXHAUSTIVE, pinned=True)),
+    Way("session, pinned, prefer_nhwc", partial(_bound, NHWC, pinned=True)),
+    Way("session, pinned, fuse_conv_bias", partial(_bound, FUSED_BIAS, pinned=True)),
+    Way("session, pinned, CUDA graph", partial(_bound, GRAPH, pinned=True)),
+    Way("session, pinned, the last three", partial(_bound, NHWC | FUSED_BIAS | GRAPH, pinned=True)),
     Way("session, TensorRT", _tensorrt),
 )
 
@@ -250,7 +237,7 @@ def _artifact(architecture: str, precision: str) -> Path:
 
 
 def _print_table(
-    title: str, rates: Mapping[str, Mapping[int, float]], off: Mapping[str, float], sizes: tuple[int, ...]
+    title: str, rates: Mapping[str, Mapping[int, float]], off: Mapping[str, float], sizes: Sequence[int]
 ) -> None:
     print(f"\n## {title}\n")
     print("| images/s | " + " | ".join(f"batch {size}" for size in sizes) + " | largest difference, relative |")
@@ -272,16 +259,12 @@ def _progress(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description="Ways of running a ResNet on a GPU.")
-    parser.add_argument("--networks", default="resnet50,resnet18", help="by commas (resnet50,resnet18)")
-    parser.add_argument("--precisions", default="fp16,fp32", help="by commas (fp16,fp32)")
-    parser.add_argument("--sizes", type=_numbers, default=(1, 8, 32, 128), help="images in a batch (1,8,32,128)")
+    parser.add_argument("--networks", nargs="+", default=["resnet50", "resnet18"], help="(resnet50 resnet18)")
+    parser.add_argument("--precisions", nargs="+", default=["fp16", "fp32"], help="(fp16 fp32)")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 8, 32, 128], help="of batches (1 8 32 128)")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each turn (0.5)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where (cuda)")
     return parser
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ request would be; the pixels must be equal and the logits within the tolerance t
 """
 
 import hashlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -55,6 +56,11 @@ def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float
         if head is not None and run.features is not None:
             head.check(run.features, run.logits)
     return difference
+
+
+def images_at_once(backend: Backend, card: ModelCard) -> int:
+    """How many golden images one run of the replay had, at most; 0 of a card without any."""
+    return math.ceil(len(card.golden) / next(iter(backend.lanes.values())))
 
 
 def _run_on(backend: Backend, arrangement: Arrangement, lanes: int, pixels: np.ndarray, *, features: bool) -> Outputs:

@@ -180,7 +180,7 @@ class Worker:
     def _opened(self, route: Route) -> _Model:
         """The model, proved again: what this process answers is what was trained, too."""
         location = Location(route.name, route.version, Path(route.path))
-        opened = self._opener.open(location, lambda _: None)
+        opened = self._opener.open(location)
         if state(location) != route.seen:
             raise OSError(f"{location} has changed since the server loaded it")
         return _Model(route, opened.card, opened.backend)

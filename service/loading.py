@@ -1,7 +1,6 @@
 """From a model file to a loaded model that is proved and warm."""
 
 import logging
-import math
 import time
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from service.artifact import ArtifactError, ModelCard
 from service.cam import Head
 from service.costs import Arrangement, Costs, measure
 from service.folder import Location
-from service.golden import GoldenMismatch
+from service.golden import GoldenMismatch, images_at_once
 from service.lifecycle import LOADING
 from service.opening import Opener, Progress, state
 from service.runtime import Backend, DeviceError
@@ -55,20 +54,15 @@ def load(
     files = state(location)
     backend, card, head, difference, seconds_to_open = opener.open(location, progress, beside_traffic=beside_traffic)
     opened_at = time.monotonic()
-    # Of golden replay, which gave as many answers as it had images.
-    at_once = 0 if difference is None else math.ceil(len(card.golden) / next(iter(backend.lanes.values())))
-    costs = _warm_up(backend, card, backend.input.shape[0] or max_batch, at_once, progress)
+    costs = _warm_up(backend, card, backend.input.shape[0] or max_batch, progress)
     backend.keep(costs.arrangements)
     seconds = seconds_to_open + time.monotonic() - opened_at
     return LoadedModel(location, files, card, backend, costs, head, difference, seconds)
 
 
-def _warm_up(backend: Backend, card: ModelCard, max_batch: int, at_once: int, progress: Progress) -> Costs:
-    """Time the batch sizes; it also shows a graph that answers only the first image, and lets CUDA see every size.
-
-    So many images `at_once` were answered before.
-    """
-    tried = {at_once}
+def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progress) -> Costs:
+    """Time the batch sizes; it also shows a graph that answers only the first image, and lets CUDA see every size."""
+    tried = {images_at_once(backend, card)}
 
     def run(size: int, arrangement: Arrangement) -> None:
         tried.add(size)

@@ -59,10 +59,10 @@ class Opener:
         except RepositoryError:
             return
         thread = ThreadPoolExecutor(1, thread_name_prefix="open")
-        self._ahead[first] = state(first), thread.submit(self._open, first, _tell_nobody)
+        self._ahead[first] = state(first), thread.submit(self._open, first)
         thread.shutdown(wait=False)
 
-    def open(self, location: Location, progress: Progress, *, beside_traffic: bool = False) -> Opened:
+    def open(self, location: Location, progress: Progress = lambda _: None, *, beside_traffic: bool = False) -> Opened:
         """Open a model file and replay its golden images, or take the model that was opened ahead if its file has not
         changed since.
 
@@ -80,7 +80,7 @@ class Opener:
             return opened.result()
         return self._open(location, progress, beside_traffic=beside_traffic)
 
-    def _open(self, location: Location, progress: Progress, *, beside_traffic: bool = False) -> Opened:
+    def _open(self, location: Location, progress: Progress = lambda _: None, *, beside_traffic: bool = False) -> Opened:
         started = time.monotonic()
         path = location.path
         if self._signers is not None:
@@ -142,7 +142,3 @@ def _check_shapes(backend: Backend, card: ModelCard) -> None:
     classes = backend.output.shape[-1]
     if classes not in (None, len(card.labels)):
         raise ArtifactError(f"the graph gives {classes} classes, but there are {len(card.labels)} labels")
-
-
-def _tell_nobody(_: str) -> None:
-    """Ahead of time nobody is there to ask."""

@@ -182,7 +182,7 @@ def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False)
 
 
 def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBackend:
-    provider, _ = _PROVIDERS[device]
+    provider, _ = PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise DeviceError(
             f"device {device} was asked for, but this onnxruntime has no {provider}: install resnet-service[gpu]"
@@ -205,7 +205,7 @@ def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBack
 
 
 # use_tf32 rounds float32 convolutions to 10 bits of mantissa: 1e-3 away from what torch was trained to answer.
-_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}),
     "tensorrt": ("TensorrtExecutionProvider", {}),
@@ -233,7 +233,7 @@ def _sharing_sessions(path: Path, threads_of: Mapping[Arrangement, int]) -> dict
 
 def _session(path: Path, device: str, threads: int, save_as: Path | None = None) -> ort.InferenceSession:
     """One session; with `save_as`, what it made of the file is kept there, the weights in a file beside it."""
-    provider = _PROVIDERS[device]
+    provider = PROVIDERS[device]
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

@@ -40,9 +40,9 @@ def test_the_first_model_is_opened_ahead_and_only_once(colour_models: Path) -> N
     assert files.opened == ["colours/1"]
     assert first.card.name == "colours"
     assert told == ["golden"]
-    opener.open(paints, told.append)
+    opener.open(paints)
     assert files.opened == ["colours/1", "paints/1"]
-    opener.open(colours, told.append)
+    opener.open(colours)
     assert files.opened == ["colours/1", "paints/1", "colours/1"], "loaded anew, it is opened anew"
 
 
@@ -56,7 +56,7 @@ def test_a_model_that_was_replaced_meanwhile_is_opened_anew(colour_models: Path)
     new.write_bytes(b"broken")
     os.replace(new, location.path)
     with pytest.raises(ArtifactError, match="it is broken"):
-        opener.open(location, lambda _: None)
+        opener.open(location)
 
 
 def test_what_failed_ahead_says_why_when_it_is_asked_for(colour_models: Path) -> None:
@@ -65,7 +65,7 @@ def test_what_failed_ahead_says_why_when_it_is_asked_for(colour_models: Path) ->
     opener = Opener(Counting().open)
     opener.begin(colour_models)
     with pytest.raises(ArtifactError, match="it is broken"):
-        opener.open(location, lambda _: None)
+        opener.open(location)
 
 
 def test_a_folder_without_models_is_left_for_later(tmp_path: Path) -> None:

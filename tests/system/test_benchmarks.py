@@ -26,7 +26,7 @@ def test_a_gpu_is_asked_for_no_int8() -> None:
 @pytest.mark.timeout(600)
 def test_ways_of_running_a_network_are_compared(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.cuda", "--device", "cpu", "--networks", "resnet18"]
-    command += ["--precisions", "fp32", "--sizes", "1,2", "--seconds", "0.1"]
+    command += ["--precisions", "fp32", "--sizes", "1", "2", "--seconds", "0.1"]
     done = subprocess.run(
         command,
         cwd=tmp_path,
