@@ -23,7 +23,7 @@ from service.gpu import watch_gpus
 from service.grpc_server import grpc_listening
 from service.intake import Intake
 from service.lifecycle import Lifecycle
-from service.memory import settle
+from service.memory import set_aside, settle
 from service.metrics import Metrics
 from service.middleware import ExchangeMiddleware
 from service.opening import Opener, opener_for
@@ -134,6 +134,7 @@ def create_app(settings: Settings, opener: Opener | None = None) -> FastAPI:
 async def _take_into_service(
     settings: Settings, control: Control, repository: Repository, lifecycle: Lifecycle, metrics: Metrics
 ) -> None:
+    set_aside()
     await control.start()
     settle()
     if any(model.device != "cpu" for model in repository):

@@ -20,6 +20,8 @@ from service.runtime import Backend, Outputs
 
 # Golden images are our own, so only the size of the format limits them.
 MAX_GOLDEN_PIXELS = 2**26
+# Two show a graph that answers only the first of a batch; onnxruntime would keep the memory of more for good.
+MOST_AT_ONCE = 2
 
 
 class GoldenMismatch(Exception):
@@ -30,7 +32,7 @@ def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float
     """Run a card's golden images; the largest absolute difference of a logit, None for a card without golden images.
 
     The first arrangement of the cores runs all of them. Another one, which runs the same file and differs in the number
-    of threads, runs one for each lane. Lanes run side by side, as they will under load.
+    of threads, runs one for each lane. Lanes run side by side, as they will under load, in batches of a few images.
 
     Raises:
         GoldenMismatch: other pixels, or logits further away than the tolerance.
@@ -60,13 +62,18 @@ def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float
 
 def images_at_once(backend: Backend, card: ModelCard) -> int:
     """How many golden images one run of the replay had, at most; 0 of a card without any."""
-    return math.ceil(len(card.golden) / next(iter(backend.lanes.values())))
+    images = len(card.golden)
+    return math.ceil(images / _runs(images, next(iter(backend.lanes.values()))))
+
+
+def _runs(images: int, lanes: int) -> int:
+    return max(1, math.ceil(images / MOST_AT_ONCE), min(images, lanes))
 
 
 def _run_on(backend: Backend, arrangement: Arrangement, lanes: int, pixels: np.ndarray, *, features: bool) -> Outputs:
-    shares = np.array_split(pixels, min(lanes, len(pixels)))
-    with ThreadPoolExecutor(len(shares), thread_name_prefix="golden") as pool:
-        runs = list(pool.map(partial(backend.run, features=features, arrangement=arrangement), shares))
+    batches = np.array_split(pixels, _runs(len(pixels), lanes))
+    with ThreadPoolExecutor(lanes, thread_name_prefix="golden") as pool:
+        runs = list(pool.map(partial(backend.run, features=features, arrangement=arrangement), batches))
     maps = [run.features for run in runs if run.features is not None]
     return Outputs(np.concatenate([run.logits for run in runs]), np.concatenate(maps) if maps else None)
 

@@ -24,6 +24,12 @@ def postpone_collection() -> None:
     gc.disable()
 
 
+def set_aside() -> None:
+    """Take all that there is out of the garbage collector's sight, unseen: imports leave next to no garbage, and
+    `settle` would look for it for 45 ms of the start."""
+    gc.freeze()
+
+
 def settle() -> None:
     """Take what start-up left out of the garbage collector's sight; to be called when all models are loaded.
 

@@ -149,9 +149,9 @@ NOTHING = _digest_of(None)
 
 
 def _digest_of_graph(path: Path, size: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while size > 0 and (chunk := file.read(min(CHUNK, size))):
-            digest.update(chunk)
-            size -= len(chunk)
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(min(CHUNK, size)))
+    with path.open("rb", buffering=0) as file:
+        while size > 0 and (read := file.readinto(chunk[: min(CHUNK, size)])):
+            digest.update(chunk[:read])
+            size -= read
     return digest.hexdigest()
