@@ -162,6 +162,11 @@ class Batcher:
                 self.reject(ticket, Overloaded(retry_after=self._retry_after(ticket.priority)))
         return tickets
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more image would be admitted, without another losing its place."""
+        return self._waiting.admitted < self._max_queue
+
     def refuse_when_full(self, priority: Priority = Priority.NORMAL) -> None:
         """Raise what `reserve` would for one image, before its body is even read."""
         with self._changed:

@@ -4,6 +4,7 @@ Both ends of a pair of Unix sockets send whole messages, in order; a connection'
 that were read from it and not answered.
 """
 
+import errno
 import socket
 import struct
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from service.logs import LogFormat
 from service.tally import Tally
 from service.watched import Fingerprint
 
-# What any Linux has room for in a Unix socket; nothing that is sent is longer.
+# What any Linux has room for in a Unix socket; what is longer goes in parts.
 MOST_BYTES = 2**17
 _DESCRIPTOR = struct.Struct("i")
 
@@ -34,6 +35,10 @@ class Kind(Enum):
     SPARE = b"P"  # server: give so many idle ones back (a number)
     RECALL = b"R"  # server: give all connections back
     IDLE = b"I"  # worker: that is done
+    RUN = b"N"  # worker: run these images (Asked)
+    DROP = b"A"  # worker: nobody waits for an image any more (its place)
+    RAN = b"D"  # server: what became of them (Ran)
+    PART = b"M"  # worker: what the next message begins with
     TALLY = b"T"  # worker: what was measured since the last one (Tally); also a sign of life
 
 
@@ -53,6 +58,7 @@ class Setup:
     log_level: str
     max_image_bytes: int
     max_image_pixels: int
+    request_timeout_ms: int
     api_keys: str
     api_keys_file: str
     signers: str
@@ -62,7 +68,8 @@ class Setup:
 class Route:
     """A model that workers answer for: under the names in `asked`, where "" stands for requests that name none.
 
-    `number` is the load that the server has in service, of files whose state was `seen`.
+    `number` is the load that the server has in service, of files whose state was `seen`. With `run_by_server` a worker
+    decodes, and the server runs.
     """
 
     name: str
@@ -72,10 +79,30 @@ class Route:
     seen: Fingerprint
     asked: tuple[str, ...]
     batch_size: int
+    run_by_server: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images that the server is to run with a load of a model: their places (`SharedImages`), and deadlines in seconds
+    of `time.monotonic()`, which all processes of a machine share."""
+
+    number: int
+    deadlines: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of images, by their places: how long they waited, ran, and when they were done, all in seconds; None
+    where the server is to answer."""
+
+    stages: dict[int, tuple[float, float, float] | None]
 
 
 SETUP = TypeAdapter(Setup)
 ROUTES = TypeAdapter(list[Route])
+ASKED = TypeAdapter(Asked)
+RAN = TypeAdapter(Ran)
 TALLY = TypeAdapter(Tally)
 
 
@@ -88,6 +115,7 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._begun = b""
 
     def fileno(self) -> int:
         """For polling."""
@@ -98,8 +126,14 @@ class Channel:
 
         Raises:
             BlockingIOError: the other end is behind, and this one does not wait.
-            OSError: there is no other end.
+            OSError: there is no other end; or the message is long, and an end that does not wait may get stuck in it.
         """
+        if len(content) > MOST_BYTES:
+            if not self._end.getblocking():
+                raise OSError(errno.EMSGSIZE, "too long for one message")
+            self._end.sendmsg([Kind.PART.value, content[:MOST_BYTES]])
+            self.send(kind, content[MOST_BYTES:], connection)
+            return
         descriptors = [] if connection is None else [connection]
         socket.send_fds(self._end, [kind.value, content], descriptors)
 
@@ -110,16 +144,21 @@ class Channel:
             BlockingIOError: there is none at the moment.
         """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
-        try:
-            # Not by socket.recv_fds, which ignores its flags.
-            data, ancillary, *_ = self._end.recvmsg(1 + MOST_BYTES, socket.CMSG_LEN(_DESCRIPTOR.size), flags)
-        except ConnectionResetError:
-            return None
-        if not data:
-            return None
+        while True:
+            try:
+                # Not by socket.recv_fds, which ignores its flags.
+                data, ancillary, *_ = self._end.recvmsg(1 + MOST_BYTES, socket.CMSG_LEN(_DESCRIPTOR.size), flags)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            kind, self._begun = Kind(data[:1]), self._begun + data[1:]
+            if kind is not Kind.PART:
+                break
+        content, self._begun = self._begun, b""
         descriptors = [_DESCRIPTOR.unpack(each)[0] for _, _, each in ancillary]
         connection = socket.socket(fileno=descriptors[0]) if descriptors else None
-        return Message(Kind(data[:1]), data[1:], connection)
+        return Message(kind, content, connection)
 
     def refuse_more(self) -> None:
         """Let the other end's messages fail from now on; those on their way can be received."""

@@ -2,6 +2,8 @@
 
     poll -> read -> decode -> run a batch -> answer
 
+It runs small networks itself. Of others it decodes the images, and asks its server to run them (`shared_images.py`).
+
 Its server hands it connections on which such requests come, and gets back each one on which anything else does: another
 request, an image that is large or cannot be decoded, a caller who sends slowly. So a worker only ever answers 200, and
 every other answer has one place. What arrives while a batch runs is the next batch.
@@ -29,21 +31,37 @@ from service.artifact import ModelCard
 from service.errors import ServiceError, StartError
 from service.exchange import Exchange, request_id
 from service.folder import Location
-from service.handover import ROUTES, SETUP, SIGN_OF_LIFE_SECONDS, TALLY, Channel, Kind, Message, Route, Setup
-from service.image import QUICK_BYTES, preprocess, quick
+from service.golden import golden_pixels
+from service.handover import (
+    ASKED,
+    RAN,
+    ROUTES,
+    SETUP,
+    SIGN_OF_LIFE_SECONDS,
+    TALLY,
+    Asked,
+    Channel,
+    Kind,
+    Message,
+    Ran,
+    Route,
+    Setup,
+)
+from service.image import PROMPT, QUICK, preprocess
 from service.loading import EXPECTED_FAILURES
 from service.logs import configure_logging
 from service.memory import give_back, settle, use_few_arenas
-from service.opening import Opener, state
+from service.opening import Opener, card_of, state
 from service.plain_head import METHOD, PATH, NotSimple, SimpleRequest, simple_request
 from service.runtime import Backend, open_onnx
+from service.shared_images import PLACES, SharedImages
 from service.signatures import Signers
 from service.tally import Tally
-from service.tickets import Pixels, Stages
+from service.tickets import Logits, Pixels, Stages
 
 log = logging.getLogger(__name__)
 
-RECEIVE_BYTES = 2**15
+RECEIVE_BYTES = 2**16
 # The rest of a request that has begun to arrive is waited for so long; to wait longer is for the server.
 REST_SECONDS = 0.1
 # An idle connection goes back after so long: workers have places for a limited number, and the server closes it.
@@ -54,20 +72,27 @@ TALLY_SECONDS = 0.1
 
 @dataclass(eq=False, slots=True)
 class _Model:
-    """A model that is answered for."""
+    """A model that is answered for; without a backend its images are run by the server."""
 
     route: Route
     card: ModelCard
-    backend: Backend
+    backend: Backend | None
 
 
 @dataclass(eq=False, slots=True)
 class _Connection:
-    """`since` is when the first byte of what is unanswered came, or the last answer went."""
+    """`since` is when the first byte of what is unanswered came, or the last answer went. One that is `asking` has a
+    request that is decoded and not answered."""
 
     socket: socket.socket
     since: float
     received: bytes = b""
+    asking: bool = False
+
+    @property
+    def gone(self) -> bool:
+        """It is closed, or somebody else has it."""
+        return self.socket.fileno() < 0
 
 
 @dataclass(eq=False, slots=True)
@@ -89,7 +114,7 @@ class _Request:
 class Worker:
     """The connections and the models of this process, and its end of the channel to the server."""
 
-    def __init__(self, channel: Channel, setup: Setup) -> None:
+    def __init__(self, channel: Channel, images: SharedImages, setup: Setup) -> None:
         """Nothing is answered before the server has offered models.
 
         Raises:
@@ -97,13 +122,18 @@ class Worker:
         """
         self._channel = channel
         self._keys = Keys(setup.api_keys, Path(setup.api_keys_file) if setup.api_keys_file else None)
-        self._max_bytes = min(QUICK_BYTES, setup.max_image_bytes)
+        self._max_bytes = min(PROMPT.bytes, setup.max_image_bytes)
+        self._timeout = setup.request_timeout_ms / 1000
         self._max_pixels = setup.max_image_pixels
         signers = Signers(Path(setup.signers)) if setup.signers else None
         self._opener = Opener(lambda path: open_onnx(path, "cpu", threads=1), signers)
         self._models: dict[str, _Model] = {}
         self._connections: dict[int, _Connection] = {}
         self._arrived: list[_Request] = []
+        self._images = images
+        self._free = list(range(PLACES))
+        self._asked: dict[int, _Request] = {}
+        self._spare = 0
         self._tally = Tally()
         self._told_at = self._looked_at = time.monotonic()
         self._poll = select.epoll()
@@ -127,6 +157,7 @@ class Worker:
             for order in self._orders():
                 self._follow(order)
         self._answer_arrived()
+        self._spare_connections()
         self._look_after_connections()
         self._tell()
 
@@ -150,11 +181,12 @@ class Worker:
         elif order.kind is Kind.OFFER:
             self._load(ROUTES.validate_json(order.content))
         elif order.kind is Kind.SPARE:
-            idle = [connection for connection in self._connections.values() if not connection.received]
-            for connection in idle[: int(order.content)]:
-                self._return(connection)
+            self._spare = int(order.content)
+        elif order.kind is Kind.RAN:
+            self._answer_ran(RAN.validate_json(order.content))
         elif order.kind is Kind.RECALL:
-            self._answer_arrived()
+            # With what they have asked: the server hears no more of this from here, and answers.
+            self._arrived, self._asked, self._free, self._spare = [], {}, list(range(PLACES)), 0
             self._return_all()
             self._tell(at_once=True)
             self._channel.send(Kind.IDLE)
@@ -180,10 +212,15 @@ class Worker:
     def _opened(self, route: Route) -> _Model:
         """The model, proved again: what this process answers is what was trained, too."""
         location = Location(route.name, route.version, Path(route.path))
-        opened = self._opener.open(location)
+        if route.run_by_server:
+            model = _Model(route, card_of(location), None)
+            golden_pixels(model.card)
+        else:
+            opened = self._opener.open(location)
+            model = _Model(route, opened.card, opened.backend)
         if state(location) != route.seen:
             raise OSError(f"{location} has changed since the server loaded it")
-        return _Model(route, opened.card, opened.backend)
+        return model
 
     def _take(self, connection: socket.socket, received: bytes) -> None:
         taken = _Connection(connection, time.monotonic(), received)
@@ -212,52 +249,100 @@ class Worker:
         """Whether a whole request has arrived, and for whom."""
         try:
             asked = simple_request(connection.received, self._max_bytes)
-            if asked is not None and asked.complete:
-                self._arrived.append(self._decoded(connection, asked))
+            if asked is not None:
+                model = self._model_for(asked)
+                if asked.complete:
+                    self._arrived.append(self._decoded(connection, model, asked))
+                    connection.asking = True
         except (NotSimple, ServiceError):
             self._return(connection)
 
-    def _decoded(self, connection: _Connection, asked: SimpleRequest) -> _Request:
+    def _model_for(self, asked: SimpleRequest) -> _Model:
+        model = self._models.get(asked.head.model)
+        if model is None or not asked.is_within(PROMPT if model.backend is None else QUICK, model.card.preprocessing):
+            raise NotSimple
+        return model
+
+    def _decoded(self, connection: _Connection, model: _Model, asked: SimpleRequest) -> _Request:
         """The request, ready to run.
 
         Raises:
-            NotSimple, ServiceError: it is for the server to answer.
+            ServiceError: it is for the server to answer.
         """
         exchange = Exchange(request_id(asked.head.request_id))
         self._keys.check(asked.head.headers)
-        model = self._models.get(asked.head.model)
-        if model is None or not quick(asked.encoded, model.card.preprocessing):
-            raise NotSimple
         top_k = labels_in_answer(asked.head.top_k, len(model.card.labels))
         pixels = preprocess(asked.encoded, model.card.preprocessing, self._max_pixels)  # (H, W, 3) uint8
         exchange.model, exchange.version = model.route.name, str(model.route.version)
         return _Request(connection, model, exchange, top_k, pixels, time.monotonic())
 
     def _answer_arrived(self) -> None:
-        """Run what has arrived, in batches, and answer."""
+        """Run what has arrived, in batches, and answer; or have it run."""
         by_model: dict[_Model, list[_Request]] = {}
         for request in self._arrived:
-            by_model.setdefault(request.model, []).append(request)
+            if not request.connection.gone:
+                by_model.setdefault(request.model, []).append(request)
         self._arrived = []
         for model, asked in by_model.items():
+            if model.backend is None:
+                self._ask(model, asked)
+                continue
             for start in range(0, len(asked), model.route.batch_size):
-                self._answer_batch(model, asked[start : start + model.route.batch_size])
+                self._answer_batch(model.backend, asked[start : start + model.route.batch_size])
 
-    def _answer_batch(self, model: _Model, batch: list[_Request]) -> None:
+    def _ask(self, model: _Model, requests: list[_Request]) -> None:
+        """Have the server run images; those for which there is no place wait for one."""
+        deadlines: dict[int, float] = {}
+        for request in requests:
+            if not self._free:
+                self._arrived.append(request)
+                continue
+            place = self._free.pop()
+            self._images.pixels(place, model.card)[:] = request.pixels
+            self._asked[place] = request
+            deadlines[place] = request.connection.since + self._timeout
+        if deadlines:
+            self._channel.send(Kind.RUN, ASKED.dump_json(Asked(model.route.number, deadlines)))
+
+    def _answer_ran(self, ran: Ran) -> None:
+        """Answer what the server has run; what it has not, it is to answer itself."""
+        by_model: dict[_Model, list[tuple[_Request, Logits]]] = {}
+        for place, stages in ran.stages.items():
+            request = self._asked.pop(place)
+            self._free.append(place)
+            if request.connection.gone:
+                continue
+            if stages is None:
+                self._return(request.connection)
+                continue
+            queue, inference, finished_at = stages
+            request.exchange.stages = Stages(request.decode_seconds, queue, inference, finished_at)
+            logits = self._images.logits(place, request.model.card)
+            by_model.setdefault(request.model, []).append((request, logits))
+        for answered in by_model.values():
+            self._answer_all([request for request, _ in answered], np.stack([logits for _, logits in answered]))
+
+    def _answer_batch(self, backend: Backend, batch: list[_Request]) -> None:
         images = np.stack([request.pixels for request in batch])  # (n, H, W, 3) uint8
         started = time.monotonic()
-        logits = model.backend.run(images).logits  # (n, classes) float32
+        logits = backend.run(images).logits  # (n, classes) float32
         finished = time.monotonic()
         queued = [started - request.decoded_at for request in batch]
-        self._tally.batch(model.route.number, queued, finished - started)
+        self._tally.batch(batch[0].model.route.number, queued, finished - started)
+        for request, seconds in zip(batch, queued, strict=True):
+            request.exchange.stages = Stages(request.decode_seconds, seconds, finished - started, finished)
+        self._answer_all(batch, logits)
+
+    def _answer_all(self, batch: list[_Request], logits: Logits) -> None:
+        """Answer requests for one model, whose stages are known, with a row of logits `[n, classes]` each."""
+        model = batch[0].model
         try:
             answers = top_predictions_of_each(logits, model.card.labels, [request.top_k for request in batch])
         except ServiceError:
             for request in batch:
                 self._return(request.connection)
             return
-        for request, predictions, seconds in zip(batch, answers, queued, strict=True):
-            request.exchange.stages = Stages(request.decode_seconds, seconds, finished - started, finished)
+        for request, predictions in zip(batch, answers, strict=True):
             self._answer(request, predictions)
         for request, predictions in zip(batch, answers, strict=True):
             best = predictions[0]
@@ -271,7 +356,7 @@ class Worker:
         self._write(request.connection, _answer(exchange, body))
 
     def _write(self, connection: _Connection, answer: bytes) -> None:
-        connection.received, connection.since = b"", time.monotonic()
+        connection.received, connection.since, connection.asking = b"", time.monotonic(), False
         try:
             whole = connection.socket.send(answer) == len(answer)
         except OSError:
@@ -279,13 +364,21 @@ class Worker:
         if not whole:  # its caller is gone, or has room for not even this answer
             self._close(connection)
 
+    def _spare_connections(self) -> None:
+        """Give back as many as the server wants, each as soon as its request is answered."""
+        if self._spare:
+            idle = [connection for connection in self._connections.values() if not connection.received]
+            for connection in idle[: self._spare]:
+                self._return(connection)
+                self._spare -= 1
+
     def _look_after_connections(self) -> None:
         """Those whose requests come slowly are for the server, and so are those that are idle."""
         now = time.monotonic()
         if now < self._looked_at + REST_SECONDS:
             return
         self._looked_at = now
-        for connection in list(self._connections.values()):
+        for connection in [each for each in self._connections.values() if not each.asking]:
             waited = now - connection.since
             if waited > (REST_SECONDS if connection.received else IDLE_SECONDS):
                 self._return(connection)
@@ -316,6 +409,9 @@ class Worker:
         self._channel.send(Kind.CLOSED)
 
     def _forget(self, connection: _Connection) -> None:
+        if connection.asking:
+            for place in [each for each, request in self._asked.items() if request.connection is connection]:
+                self._channel.send(Kind.DROP, b"%d" % place)
         del self._connections[connection.socket.fileno()]
         self._poll.unregister(connection.socket.fileno())
 
@@ -344,19 +440,20 @@ def _date(second: int) -> str:
 
 
 def main() -> int:
-    """Work at the socket whose file descriptor is the first argument; the return value is the exit code."""
+    """Work at the socket and with the memory whose file descriptors are the arguments; the return value is the exit
+    code."""
     # A terminal, and some supervisors, signal every process of a service: the server decides when this one ends.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     use_few_arenas()
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel, images = Channel(socket.socket(fileno=int(sys.argv[1]))), SharedImages(int(sys.argv[2]))
     first = channel.receive(wait=True)
     if first is None:
         return 0
     setup = SETUP.validate_json(first.content)
     configure_logging(setup.log_format, setup.log_level)
     try:
-        Worker(channel, setup).work()
+        Worker(channel, images, setup).work()
     except StartError as error:
         log.error("a worker cannot start: %s", error)
         return 1

@@ -24,9 +24,6 @@ from service.resample import Window, resample
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 # A 1×60000 picture would be resized to 224×13440000 before the crop: the bomb is in the shape, not in the size.
 MAX_RESIZED_PIXELS = 2**22
-# Around 100 µs of work.
-QUICK_PIXELS = 64 * 64
-QUICK_BYTES = 2**14
 JPEG_START = b"\xff\xd8\xff"
 PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 PNG_SIZE_END = 24
@@ -61,6 +58,19 @@ class Size(NamedTuple):
         return self.width * self.height
 
 
+class Bounds(NamedTuple):
+    """How large an encoded image may be, and how many pixels it may have at each step."""
+
+    bytes: int
+    pixels: int
+
+
+# Preprocessing takes less than handing the image to another thread: around 100 µs.
+QUICK = Bounds(2**14, 64 * 64)
+# Others can wait meanwhile: around 10 ms.
+PROMPT = Bounds(2**20, 2**21)
+
+
 def preprocess(encoded: bytes, recipe: Preprocessing, max_pixels: int) -> NDArray[np.uint8]:
     """Decode one image into the model's input pixels.
 
@@ -92,20 +102,20 @@ def decode(encoded: bytes, recipe: Preprocessing, max_pixels: int) -> NDArray[np
     return np.asarray(_load(image, recipe))
 
 
-def quick(encoded: bytes, recipe: Preprocessing) -> bool:
-    """Whether preprocessing takes less than handing it to another thread: few bytes, and few pixels at each step."""
-    if len(encoded) > QUICK_BYTES:
+def is_within(bounds: Bounds, encoded: bytes, recipe: Preprocessing) -> bool:
+    """Whether an image, by its header, can be preprocessed within these bounds."""
+    if len(encoded) > bounds.bytes:
         return False
     size = _jpeg_size(encoded) or _png_size(encoded)
-    return size is not None and 0 < size.pixels <= QUICK_PIXELS and _resized(size, recipe).pixels <= QUICK_PIXELS
+    return size is not None and 0 < size.pixels <= bounds.pixels and _resized(size, recipe).pixels <= bounds.pixels
 
 
 def ever_quick(recipe: Preprocessing) -> bool:
-    """Whether there are images that are `quick` for this recipe."""
-    return recipe.resize**2 <= QUICK_PIXELS
+    """Whether there are images that are quick for this recipe."""
+    return recipe.resize**2 <= QUICK.pixels
 
 
-@lru_cache(1)  # asked for again as soon as it is known that the image is quick
+@lru_cache(1)  # asked for again as soon as it is known that the image is within bounds
 def _jpeg_size(encoded: bytes) -> Size | None:
     """From the header of a JPEG in grey or YCbCr; None for everything else."""
     if not encoded.startswith(JPEG_START):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from service.artifact import ArtifactError, ModelCard, read_card
+from service.artifact import ArtifactError, ModelCard, parse_card, read_card
 from service.cam import Head, read_head
 from service.cpus import available_cpus, yield_to_others
 from service.external_data import refuse_other_files
@@ -19,7 +19,7 @@ from service.folder import Location, RepositoryError, discover
 from service.golden import replay
 from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config, refuse_normalisation
 from service.runtime import Backend, OpenBackend, open_onnx
-from service.seal import unsealed_card
+from service.seal import find_card, unsealed_card
 from service.settings import Settings
 from service.signatures import Signers
 from service.watched import Fingerprint, fingerprint
@@ -118,6 +118,16 @@ def opener_for(settings: Settings) -> Opener:
     return Opener(partial(open_onnx, device=settings.device, threads=threads, spread=True), signers)
 
 
+def card_of(location: Location) -> ModelCard:
+    """The card of a model that is proved already.
+
+    Raises:
+        ArtifactError, OSError: there is none, or it cannot be read.
+    """
+    found = find_card(location.path)
+    return parse_card(found.text) if found else _config_card(location)
+
+
 def state(location: Location) -> Fingerprint:
     """What differs once the files that make a model have changed."""
     return fingerprint((location.path, location.path.parent.parent / CONFIG_NAME))
@@ -125,10 +135,14 @@ def state(location: Location) -> Fingerprint:
 
 def _with_config(backend: Backend, location: Location) -> tuple[Backend, ModelCard]:
     """A graph without a card: `config.json` stands in for it."""
-    card = card_from_config(location.path.parent.parent / CONFIG_NAME, location.name)
+    card = _config_card(location)
     if backend.input.dtype == "tensor(uint8)":
         return backend, refuse_normalisation(card)
     return NormalisingBackend(backend, card.preprocessing), card
+
+
+def _config_card(location: Location) -> ModelCard:
+    return card_from_config(location.path.parent.parent / CONFIG_NAME, location.name)
 
 
 def _check_shapes(backend: Backend, card: ModelCard) -> None:

@@ -24,7 +24,7 @@ from service.cam import Explanation, Head, explain
 from service.deadlines import before
 from service.errors import ClientClosed, DeadlineExceeded, InternalError, ServiceError, without_traceback
 from service.hang_up import OnHangUp
-from service.image import preprocess, quick
+from service.image import QUICK, is_within, preprocess
 from service.metrics import Metrics
 from service.repository import ServedModel
 from service.shadow import Shadow
@@ -140,7 +140,7 @@ class Pipeline:
 
     def _decode_later(self, images: Sequence[bytes], tickets: list[Ticket], model: ServedModel) -> list[Ticket]:
         for encoded, ticket in zip(images, tickets, strict=True):
-            if len(images) == 1 and quick(encoded, model.card.preprocessing):
+            if len(images) == 1 and is_within(QUICK, encoded, model.card.preprocessing):
                 self._decode(encoded, ticket, model)
             else:
                 self._pool.submit(self._decode, encoded, ticket, model)

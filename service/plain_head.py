@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl
 import httptools
 from pydantic import ValidationError
 
-from service.image import QUICK_BYTES
+from service.artifact import Preprocessing
+from service.image import PROMPT, Bounds, is_within
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.uploads import is_image
 
@@ -59,6 +60,11 @@ class SimpleRequest(NamedTuple):
     def complete(self) -> bool:
         """Whether all of it has arrived."""
         return len(self.encoded) == self.head.length
+
+    def is_within(self, bounds: Bounds, recipe: Preprocessing) -> bool:
+        """Whether its image can be preprocessed within these bounds, as far as can be seen of what has arrived."""
+        small = self.head.length <= bounds.bytes
+        return small and (not self.complete or is_within(bounds, self.encoded, recipe))
 
 
 def read_query(target: bytes) -> ClassifyQuery | None:
@@ -144,7 +150,7 @@ def _simple_head(head: bytes) -> SimpleHead | None:
         return None
     sent = dict(parsed.headers)
     query = read_query(parsed.target) if parser.get_method() == _METHOD else None
-    length = plain_length(parsed.headers, sent, QUICK_BYTES)
+    length = plain_length(parsed.headers, sent, PROMPT.bytes)
     if query is None or length is None or not is_plain_image(sent) or any(name in sent for name in _NOT_SIMPLE):
         return None
     if parser.get_http_version() != "1.1" or not parser.should_keep_alive():

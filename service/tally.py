@@ -54,13 +54,15 @@ class Tally:
     def batch(self, number: int, queued: list[float], seconds: float) -> None:
         """A batch of images, which had waited so many seconds each, took `seconds`."""
         self.batches.observe(len(queued))
+        for waited in queued:
+            self.stages["queue"].observe(waited)
         self.stages["inference"].observe(seconds)
         self.models.setdefault(number, ModelTally()).statistics.ran(queued, seconds, failed=False)
 
     def answer(self, number: int, timing: dict[str, float], index: int, probability: float) -> None:
         """A request was answered: with which class, how sure, and when its stages (`Exchange.timing`) ended."""
-        self.models[number].answered(index)
+        self.models.setdefault(number, ModelTally()).answered(index)
         self.confidence.observe(probability)
         self.requests.observe(timing["total"])
-        for stage in ("decode", "queue", "respond"):
+        for stage in ("decode", "respond"):
             self.stages[stage].observe(timing[stage])

@@ -1,9 +1,11 @@
 """The server's side of the workers: when there are any, which connections they get, and what comes back.
 
 A small network is answered faster than one process can speak HTTP, because of the interpreter's lock. So where such a
-network is served on the CPU, a process for each core answers its simplest requests (`http_worker.py`). The server keeps
-everything else, and takes every connection back before it changes what is served: an answer never comes from a version
-that is no longer in service. Without workers, or when one fails, the server answers by itself.
+network is served on the CPU, a process for each core answers its simplest requests (`http_worker.py`). For another one,
+as on a GPU, workers decode and answer, and the server runs what they have decoded (`errands.py`), where the settings
+ask for it. The server keeps everything else, and takes every connection back before it changes what is served: an
+answer never comes from a version that is no longer in service. Without workers, or when one fails, the server answers
+by itself.
 """
 
 import asyncio
@@ -16,12 +18,27 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.handover import ROUTES, SETUP, SIGN_OF_LIFE_SECONDS, TALLY, Channel, Kind, Message, Route, Setup
-from service.image import QUICK_BYTES, ever_quick, quick
+from service.errands import Errands
+from service.handover import (
+    ASKED,
+    RAN,
+    ROUTES,
+    SETUP,
+    SIGN_OF_LIFE_SECONDS,
+    TALLY,
+    Channel,
+    Kind,
+    Message,
+    Ran,
+    Route,
+    Setup,
+)
+from service.image import PROMPT, QUICK, ever_quick
 from service.metrics import Metrics
 from service.plain_head import NotSimple, simple_request
 from service.repository import ServedModel
 from service.settings import Settings
+from service.shared_images import SharedImages, fits, new_memory
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +48,8 @@ MOST_RUN_SECONDS = 3e-3
 # which answers at half the rate and takes the cores from the workers to do so: with 0.1 s a moment of slowness, in
 # which callers open more connections, became many seconds.
 TURN_SECONDS = 0.5
+# What an image takes a worker that does not run it: to decode, mostly, one of 500×375.
+DECODE_SECONDS = 2e-3
 # How long a worker has to give its connections back; it has a turn to end, or a model to load.
 RECALL_SECONDS = 5.0
 # How long it may be silent at least, how long while it starts or loads, and how long it has to end.
@@ -69,8 +88,8 @@ class Offered:
     def route(self) -> Route:
         """As a worker has to know it."""
         model = self.model
-        path, batch_size = str(model.location.path), max(model.costs.sizes)
-        return Route(model.name, model.version, model.number, path, model.files, self.asked, batch_size)
+        path, size, there = str(model.location.path), max(model.costs.sizes), _runs_there(model)
+        return Route(model.name, model.version, model.number, path, model.files, self.asked, size, not there)
 
 
 @dataclass(eq=False)
@@ -83,6 +102,7 @@ class _Worker:
 
     process: subprocess.Popen[bytes]
     channel: Channel
+    errands: Errands
     loading: int = 0
     connections: int = 0
     silent: float = 0.0
@@ -105,12 +125,13 @@ class Workers:
         self._by_itself = settings.http_workers == "auto"
         self._patience = max(settings.device_timeout_ms / 1000, LEAST_PATIENCE_SECONDS)
         self._metrics = metrics
-        self._most_bytes = min(QUICK_BYTES, settings.max_image_bytes)
+        self._most_bytes = min(PROMPT.bytes, settings.max_image_bytes)
         self._setup = Setup(
             log_format=settings.log_format,
             log_level=settings.log_level,
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
+            request_timeout_ms=settings.request_timeout_ms,
             api_keys=settings.api_keys.get_secret_value(),
             api_keys_file=str(settings.api_keys_file or ""),
             signers=str(settings.model_signers or ""),
@@ -129,10 +150,9 @@ class Workers:
         metrics.watch_workers(lambda: sum(worker.ready for worker in self._workers))
 
     def pay(self, model: ServedModel) -> bool:
-        """Whether workers are to answer for a model: its images are small, and its run is short or the settings say how
-        many there are to be."""
-        short = model.costs.lone_seconds <= MOST_RUN_SECONDS
-        return model.device == "cpu" and ever_quick(model.card.preprocessing) and (short or not self._by_itself)
+        """Whether workers are to answer for a model: those that they run, and others where the settings say how many
+        workers there are to be."""
+        return _runs_there(model) or (not self._by_itself and fits(model.card))
 
     async def offer(self, offered: Sequence[Offered]) -> None:
         """Answer for these models, which are in service, from now on."""
@@ -164,6 +184,7 @@ class Workers:
         answering = [worker for worker in self._workers if worker.ready or worker.connections]
         for worker in answering:
             worker.idle.clear()
+            worker.errands.abandon()
             self._tell(worker, Kind.RECALL)
         try:
             async with asyncio.timeout(RECALL_SECONDS):
@@ -192,7 +213,7 @@ class Workers:
         if not self.handing_over:
             return False
         model = self._asked_model(received, declined=declined)
-        if model is None:
+        if model is None or not model.batcher.has_room:
             return False
         if not self._asked_for:
             if new and not self._are_many():
@@ -200,7 +221,8 @@ class Workers:
             self._asked_for = True
             self._complete()
         worker = min((each for each in self._workers if each.ready), key=lambda each: each.connections, default=None)
-        if worker is None or worker.connections * model.costs.seconds_per_image * model.costs.lanes > TURN_SECONDS:
+        seconds = model.costs.seconds_per_image * model.costs.lanes if _runs_there(model) else DECODE_SECONDS
+        if worker is None or worker.connections * seconds > TURN_SECONDS:
             return False
         try:
             worker.channel.send(Kind.CONNECTION, received, connection)
@@ -225,8 +247,9 @@ class Workers:
         model = self._by_name.get(request.head.model) if request else None
         if request is None or model is None:
             return None
-        small = quick(request.encoded, model.card.preprocessing) if request.complete else not declined
-        return model if small else None
+        bounds = QUICK if _runs_there(model) else PROMPT
+        taken = request.is_within(bounds, model.card.preprocessing) and (request.complete or not declined)
+        return model if taken else None
 
     def watch(self, elapsed: float) -> None:
         """Look after the workers, `elapsed` seconds after the last look; one that hangs is replaced."""
@@ -243,6 +266,7 @@ class Workers:
         self._retired, self.handing_over = True, False
         workers, self._workers = self._workers, []
         for worker in workers:
+            worker.errands.abandon()
             self._part_with(worker)
         await asyncio.gather(*(asyncio.to_thread(_wait_for, worker.process) for worker in workers))
 
@@ -253,7 +277,7 @@ class Workers:
             return
         try:
             while len(self._workers) < self._wanted:
-                worker = _new_worker()
+                worker = self._new_worker()
                 self._workers.append(worker)
                 asyncio.get_running_loop().add_reader(worker.channel.fileno(), self._hear, worker)
                 self._tell(worker, Kind.SETUP, SETUP.dump_json(self._setup))
@@ -261,6 +285,15 @@ class Workers:
         except OSError as error:
             log.warning("no worker can be started, and the server goes on without: %s", error)
             self._complete_later()
+
+    def _new_worker(self) -> _Worker:
+        process, channel, images = _new_process()
+
+        def tell(ran: Ran) -> None:
+            self._tell(worker, Kind.RAN, RAN.dump_json(ran))
+
+        worker = _Worker(process, channel, Errands(images, tell))
+        return worker
 
     def _complete_later(self) -> None:
         log.info("the next worker is started in %.0f s", self._pause)
@@ -313,20 +346,30 @@ class Workers:
             self._take_back(message)
         elif message.kind is Kind.CLOSED:
             worker.connections -= 1
-        elif message.kind is Kind.READY:
-            worker.loading -= 1
-            if worker.ready and self.handing_over:
-                self._share_connections()
+        elif message.kind is Kind.RUN:
+            self._run(worker, message.content)
+        elif message.kind is Kind.DROP:
+            worker.errands.drop(int(message.content))
         elif message.kind is Kind.IDLE:
             worker.idle.set()
-        elif message.kind is Kind.UNABLE:
-            self._has_failed_to_load(worker, message.content.decode())
+        else:
+            self._has_loaded(worker, message)
 
-    def _has_failed_to_load(self, worker: _Worker, why: str) -> None:
-        log.warning("the server answers without a worker: %s", why)
+    def _has_loaded(self, worker: _Worker, message: Message) -> None:
+        """Or has tried to."""
         worker.loading -= 1
-        if worker.ready:  # it may be able to load what is on its way to it
-            self._dismiss(worker)
+        if message.kind is Kind.UNABLE:
+            log.warning("the server answers without a worker: %s", message.content.decode())
+            if worker.ready:  # it may be able to load what is on its way to it
+                self._dismiss(worker)
+        elif worker.ready and self.handing_over:
+            self._share_connections()
+
+    def _run(self, worker: _Worker, content: bytes) -> None:
+        asked = ASKED.validate_json(content)
+        # A worker that is recalled gives back the connections of what it has asked for.
+        if self.handing_over and (model := self._by_number.get(asked.number)):
+            worker.errands.run(asked, model)
 
     def _take_back(self, message: Message) -> None:
         if message.connection is None or self.connect is None:
@@ -371,6 +414,7 @@ class Workers:
 
     def _dismiss(self, worker: _Worker) -> None:
         self._workers.remove(worker)
+        worker.errands.abandon()
         worker.idle.set()
         self._part_with(worker)
         asyncio.get_running_loop().run_in_executor(None, _wait_for, worker.process)
@@ -382,20 +426,27 @@ class Workers:
         worker.channel.close()
 
 
-def _new_worker() -> _Worker:
+def _new_process() -> tuple[subprocess.Popen[bytes], Channel, SharedImages]:
     own, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     own.setblocking(False)
-    with others:
-        command = [sys.executable, "-c", _PROGRAM.format(path=sys.path), str(others.fileno())]
-        try:
+    try:
+        with others, new_memory() as memory:
+            descriptors = others.fileno(), memory.fileno()
+            command = [sys.executable, "-c", _PROGRAM.format(path=sys.path), *map(str, descriptors)]
             # In a group of its own, so that a terminal's Ctrl-C is the server's alone.
             process = subprocess.Popen(  # noqa: S603
-                command, pass_fds=(others.fileno(),), stdin=subprocess.DEVNULL, process_group=0
+                command, pass_fds=descriptors, stdin=subprocess.DEVNULL, process_group=0
             )
-        except OSError:
-            own.close()
-            raise
-    return _Worker(process, Channel(own))
+            return process, Channel(own), SharedImages(memory.fileno())
+    except OSError:
+        own.close()
+        raise
+
+
+def _runs_there(model: ServedModel) -> bool:
+    """Whether workers run a model, too: its images are small and its run is short, on the CPU."""
+    short = model.costs.lone_seconds <= MOST_RUN_SECONDS
+    return model.device == "cpu" and short and ever_quick(model.card.preprocessing)
 
 
 def _wanted(settings: Settings, cores: int) -> int:

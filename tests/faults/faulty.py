@@ -1,6 +1,6 @@
 """A real server process whose device fails when a file says so: `python -m tests.faults.faulty ORDERS FLAGS…`.
 
-The file holds one word: hang, die, lose, exhaust (out of memory for more than one image), exhaust-all, fail.
+The file holds one word: hang, die, lose, exhaust (out of memory for more than one image), exhaust-all, fail, slow.
 """
 
 import os
@@ -19,6 +19,8 @@ from service.settings import read_settings
 
 # Of each run, whatever its size: so batches pay on any machine, and images that come together run together.
 RUN_SECONDS = 0.005
+# Of a run that others can come between.
+SLOW_SECONDS = 0.5
 
 
 class FaultyBackend(OnnxBackend):
@@ -56,6 +58,10 @@ def _exhaust_all(_: int) -> None:
     raise OutOfDeviceMemory("Failed to allocate memory")
 
 
+def _slow(_: int) -> None:
+    time.sleep(SLOW_SECONDS)
+
+
 def _fail(_: int) -> None:
     raise RuntimeError("a secret of the inside")
 
@@ -67,6 +73,7 @@ _FAULTS: dict[str, Callable[[int], None]] = {
     "exhaust": _exhaust,
     "exhaust-all": _exhaust_all,
     "fail": _fail,
+    "slow": _slow,
 }
 
 

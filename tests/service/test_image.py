@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from service.artifact import Preprocessing
 from service.errors import ImageTooLarge, ServiceError, UndecodableImage
-from service.image import preprocess, quick
+from service.image import QUICK, is_within, preprocess
 
 LIMIT = 1_000_000
 BILINEAR = Image.Resampling.BILINEAR
@@ -59,7 +59,7 @@ def test_a_png_without_width_or_height_is_refused_and_never_quick(side: int) -> 
     encoded = bytearray(encode(noise(8, 8)))
     encoded[side : side + 4] = bytes(4)
     encoded[29:33] = struct.pack(">I", zlib.crc32(encoded[12:29]))
-    assert not quick(bytes(encoded), recipe())
+    assert not is_within(QUICK, bytes(encoded), recipe())
     with pytest.raises(UndecodableImage):
         preprocess(bytes(encoded), recipe(), LIMIT)
 
@@ -74,12 +74,12 @@ def test_a_jpeg_that_ends_early_is_refused_as_pillow_refuses_it(cut: int) -> Non
 
 
 def test_what_is_quick_has_few_pixels_at_every_step() -> None:
-    assert quick(encode(noise(32, 32), "JPEG"), recipe(32, 32))
-    assert quick(encode(noise(32, 32), "PNG"), recipe(32, 32))
-    assert not quick(encode(noise(32, 32), "JPEG"), recipe(256, 224))
-    assert not quick(encode(noise(400, 400), "JPEG", quality=1), recipe(32, 32))
-    assert not quick(encode(noise(32, 32), "GIF"), recipe(32, 32))
-    assert not quick(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", recipe(32, 32))
+    assert is_within(QUICK, encode(noise(32, 32), "JPEG"), recipe(32, 32))
+    assert is_within(QUICK, encode(noise(32, 32), "PNG"), recipe(32, 32))
+    assert not is_within(QUICK, encode(noise(32, 32), "JPEG"), recipe(256, 224))
+    assert not is_within(QUICK, encode(noise(400, 400), "JPEG", quality=1), recipe(32, 32))
+    assert not is_within(QUICK, encode(noise(32, 32), "GIF"), recipe(32, 32))
+    assert not is_within(QUICK, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", recipe(32, 32))
 
 
 def torchvision_transform(image: Image.Image, resize: int, crop: int, resampling: Image.Resampling) -> np.ndarray:

@@ -33,11 +33,19 @@ from tests.system.workers import (
 )
 
 VOLATILE = {"x-request-id", "server-timing", "date"}
+# Workers run the digits themselves; on a device whose runs take longer the server does it for them.
+WHO_RUNS = {"worker": ("service",), "server": ("tests.faults.faulty", "/nowhere")}
+
+
+@pytest.fixture(scope="module", params=list(WHO_RUNS.values()), ids=list(WHO_RUNS))
+def module(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    program: tuple[str, ...] = request.param
+    return program
 
 
 @pytest.fixture(scope="module")
-def server(digits_models: Path) -> Iterator[Server]:
-    with running(digits_models, "--http-workers", "2") as started:
+def server(digits_models: Path, module: tuple[str, ...]) -> Iterator[Server]:
+    with running(digits_models, "--http-workers", "2", module=module) as started:
         wait_for_workers(started, 2)
         yield started
 
@@ -173,8 +181,10 @@ def test_however_the_bytes_are_cut_the_answers_come_whole_and_in_order(
         requests.exchange(connection, pause)
 
 
-def test_every_request_is_counted_and_logged_once_whoever_answers(digits_models: Path, image: bytes) -> None:
-    with running(digits_models, "--http-workers", "2") as server:
+def test_every_request_is_counted_and_logged_once_whoever_answers(
+    digits_models: Path, module: tuple[str, ...], image: bytes
+) -> None:
+    with running(digits_models, "--http-workers", "2", module=module) as server:
         wait_for_workers(server, 2)
 
         def ask(number: int) -> None:
@@ -222,8 +232,8 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_a_stop_loses_no_request(digits_models: Path, image: bytes) -> None:
-    with running(digits_models, "--http-workers", "2", "--drain-delay-ms", "500") as server:
+def test_a_stop_loses_no_request(digits_models: Path, module: tuple[str, ...], image: bytes) -> None:
+    with running(digits_models, "--http-workers", "2", "--drain-delay-ms", "500", module=module) as server:
         wait_for_workers(server, 2)
         stopping = threading.Event()
         counts: list[int] = []
@@ -255,10 +265,12 @@ def test_a_stop_loses_no_request(digits_models: Path, image: bytes) -> None:
         assert not server.tracebacks()
 
 
-def test_no_answer_comes_from_a_version_that_was_replaced(digits_models: Path, image: bytes, tmp_path: Path) -> None:
+def test_no_answer_comes_from_a_version_that_was_replaced(
+    digits_models: Path, module: tuple[str, ...], image: bytes, tmp_path: Path
+) -> None:
     models = tmp_path / "models"
     shutil.copytree(digits_models / "digits" / "1", models / "digits" / "1")
-    with running(models, "--http-workers", "2", "--model-control", "explicit") as server:
+    with running(models, "--http-workers", "2", "--model-control", "explicit", module=module) as server:
         wait_for_workers(server, 2)
         least = 1
         asked_enough = threading.Event()
@@ -289,6 +301,7 @@ def test_no_answer_comes_from_a_version_that_was_replaced(digits_models: Path, i
                     assert loaded.status_code == 200
                     least = version
                 wait_for_workers(server, 2)
+                time.sleep(0.5)
             finally:
                 asked_enough.set()
             assert set.union(*(each.result() for each in asking)) == {1, 2, 3}
@@ -373,18 +386,22 @@ def test_there_are_none_without_anything_for_them(digits_models: Path, image: by
         assert workers_of(server) == []
 
 
-def test_there_are_none_for_a_network_whose_images_no_worker_takes(tmp_path: Path, image: bytes) -> None:
-    side = 96
-    write_plain(tmp_path, ["n", side, side, 3], [1, 2])
-    recipe = PLAIN_CONFIG["preprocessing"] | {"resize": side, "crop": side}
-    (tmp_path / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG | {"preprocessing": recipe}))
-    with running(tmp_path, "--http-workers", "2") as server, connected(server) as connection:
+def test_there_are_none_by_themselves_for_a_network_that_they_cannot_run(tmp_path: Path, image: bytes) -> None:
+    with running(plain_models(tmp_path, 96), "--http-workers", "auto") as server, connected(server) as connection:
         for _ in range(3):
             send_image_after_head(connection, image)
             ((status, _, _),) = answers(connection, 1)
             assert status == 200
         time.sleep(0.5)
         assert workers_of(server) == []
+
+
+def plain_models(folder: Path, side: int) -> Path:
+    """A network of next to no work, for images of so many pixels a side."""
+    write_plain(folder, ["n", side, side, 3], [1, 2])
+    recipe = PLAIN_CONFIG["preprocessing"] | {"resize": side, "crop": side}
+    (folder / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG | {"preprocessing": recipe}))
+    return folder
 
 
 def test_they_end_when_nothing_is_left_for_them_and_come_back(

@@ -1,0 +1,211 @@
+"""Workers whose images the server runs: what becomes of those that are on their way."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.system.digits import different_images
+from tests.system.server import Server, running
+from tests.system.test_http_workers import plain_models
+from tests.system.test_load import pool, probabilities
+from tests.system.wire import answers, connected, request
+from tests.system.workers import (
+    MADE_ID,
+    eventually,
+    own_answers,
+    wait_for_workers,
+    who_answers,
+    with_a_worker,
+    workers_of,
+)
+
+IN_FLIGHT = "classify_images_in_flight"
+
+
+@pytest.fixture(scope="module")
+def image(seven: Path) -> bytes:
+    return seven.read_bytes()
+
+
+@contextmanager
+def with_orders(models: Path, orders: Path, *flags: str, workers: int = 1) -> Iterator[Server]:
+    """A server whose device takes longer than workers would run anything for, and obeys what the file says."""
+    program = ("tests.faults.faulty", str(orders))
+    with running(models, "--http-workers", str(workers), *flags, module=program) as server:
+        wait_for_workers(server, workers)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("device") / "orders"
+
+
+@pytest.fixture(scope="module")
+def server(digits_models: Path, orders: Path) -> Iterator[Server]:
+    """With one worker, and one image in each run."""
+    with with_orders(digits_models, orders, "--max-batch-size", "1", "--model-control", "explicit") as started:
+        yield started
+
+
+@pytest.mark.anyio
+async def test_everybody_gets_the_answer_for_the_own_image(
+    digits_models: Path, samples: list[Path], tmp_path: Path
+) -> None:
+    images = different_images(samples, 600)
+    with with_orders(digits_models, tmp_path / "orders", "--max-queue", "100", workers=2) as server:
+        async with pool(server.url, 64) as client:
+            together = await asyncio.gather(*(probabilities(client, each) for each in images))
+        assert server.metric("classify_batch_size_count") < 600, "nothing was batched, so nothing was proved"
+        async with pool(server.url, 1) as client:
+            alone = [await probabilities(client, each) for each in images[:100]]
+    np.testing.assert_allclose(together[:100], alone, atol=1e-4)
+    assert len({tuple(np.round(each, 9)) for each in together}) > 300
+
+
+def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path: Path) -> None:
+    def photograph(width: int, height: int) -> bytes:
+        pixels = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        encoded = BytesIO()
+        Image.fromarray(pixels).resize((width, height)).save(encoded, "JPEG")
+        return encoded.getvalue()
+
+    with running(plain_models(tmp_path, 96), "--http-workers", "1") as server, connected(server) as connection:
+        wait_for_workers(server, 1)
+        own = own_answers(server)
+        for size, by_worker in (((500, 375), True), ((2000, 1500), False), ((500, 375), True)):
+            connection.sendall(request(photograph(*size)))
+            ((status, headers, body),) = answers(connection, 1)
+            alone = httpx2.post(server.url + "/classify?timeout_ms=9000", content=photograph(*size))
+            assert (status, body) == (alone.status_code, alone.content)
+            assert (headers["x-request-id"][:MADE_ID] != own) == by_worker
+
+
+def test_a_caller_who_leaves_takes_the_image_out_of_the_queue(server: Server, orders: Path, image: bytes) -> None:
+    with with_a_worker(server, image) as stays:
+        crowd = [with_a_worker(server, image) for _ in range(8)]
+        orders.write_text("slow")
+        for each in crowd:
+            each.sendall(request(image))
+        eventually(lambda: server.metric(IN_FLIGHT) == 8)
+        for each in crowd:
+            each.close()
+        began = time.monotonic()
+        stays.sendall(request(image))
+        ((status, _, _),) = answers(stays, 1)
+        assert status == 200
+        assert time.monotonic() - began < 3, "it waited for what nobody waited for"
+        orders.unlink()
+        eventually(lambda: server.metric(IN_FLIGHT) == 0)
+        assert who_answers(stays, image) != own_answers(server)
+
+
+def test_what_the_queue_has_no_room_for_is_refused_as_ever(digits_models: Path, image: bytes, tmp_path: Path) -> None:
+    orders, narrow = tmp_path / "orders", ("--max-queue", "2", "--max-request-images", "2")
+    with with_orders(digits_models, orders, "--max-batch-size", "1", *narrow) as server:
+        with ExitStack() as crowd:
+            connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(8)]
+            orders.write_text("slow")
+            for each in connections:
+                each.sendall(request(image))
+            found = [answers(each, 1)[0] for each in connections]
+            statuses = [status for status, _, _ in found]
+            assert set(statuses) == {200, 429}
+            assert statuses.count(200) <= 4
+            assert all("retry-after" in headers for status, headers, _ in found if status == 429)
+            orders.unlink()
+            assert {who_answers(each, image) for each in connections} != {own_answers(server)}
+        assert server.metric('classify_rejected_total{reason="overloaded"}') == statuses.count(429)
+
+
+@pytest.mark.parametrize(("order", "status"), [("fail", 500), ("exhaust-all", 503)])
+def test_a_run_that_fails_is_answered_as_ever(
+    order: str, status: int, server: Server, orders: Path, image: bytes
+) -> None:
+    with with_a_worker(server, image) as connection:
+        orders.write_text(order)
+        connection.sendall(request(image))
+        ((found, headers, body),) = answers(connection, 1)
+        assert (found, headers["content-type"]) == (status, "application/problem+json")
+        assert b"secret" not in body
+        orders.unlink()
+        assert who_answers(connection, image)
+
+
+def test_requests_that_follow_before_the_answer_are_answered_in_order(
+    server: Server, orders: Path, image: bytes
+) -> None:
+    with with_a_worker(server, image) as connection:
+        orders.write_text("slow")
+        connection.sendall(request(image, "X-Request-Id: 1"))
+        eventually(lambda: server.metric(IN_FLIGHT) == 1)
+        connection.sendall(request(image, "X-Request-Id: 2") + request(image, "X-Request-Id: 3"))
+        found = answers(connection, 3)
+        assert [(status, headers["x-request-id"]) for status, headers, _ in found] == [(200, n) for n in "123"]
+    orders.unlink()
+
+
+def test_a_change_of_models_does_not_wait_for_the_queue(server: Server, orders: Path, image: bytes) -> None:
+    with ExitStack() as crowd:
+        connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(20)]
+        orders.write_text("slow")
+        for each in connections:
+            each.sendall(request(image))
+        eventually(lambda: server.metric(IN_FLIGHT) == 20)
+        began = time.monotonic()
+        moved = httpx2.put(f"{server.url}/models/digits/aliases/stable", json={"version": 1}, timeout=60)
+        assert moved.status_code == 200
+        assert time.monotonic() - began < 3
+        orders.unlink()
+        assert [answers(each, 1)[0][0] for each in connections] == [200] * 20
+        assert server.metric(IN_FLIGHT) == 0
+
+
+def test_a_worker_that_dies_leaves_nothing_in_the_queue(server: Server, orders: Path, image: bytes) -> None:
+    with ExitStack() as crowd:
+        connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(6)]
+        orders.write_text("slow")
+        for each in connections:
+            each.sendall(request(image))
+        eventually(lambda: server.metric(IN_FLIGHT) == 6)
+        (worker,) = workers_of(server)
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: server.metric(IN_FLIGHT) <= 1, within=2)
+    orders.unlink()
+    assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+    wait_for_workers(server, 1)
+
+
+def test_a_worker_that_comes_back_gets_its_share_of_busy_connections(
+    digits_models: Path, image: bytes, tmp_path: Path
+) -> None:
+    orders = tmp_path / "orders"
+    with with_orders(digits_models, orders, workers=2) as server, ExitStack() as crowd:
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        eventually(lambda: server.metric("service_http_workers") == 1)
+        connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(6)]
+        orders.write_text("slow")
+
+        def ask(connection: socket.socket) -> str:
+            give_up = time.monotonic() + 5
+            while time.monotonic() < give_up:  # the next request comes while others are being run
+                by = who_answers(connection, image)
+            return by
+
+        with ThreadPoolExecutor(len(connections)) as callers:
+            last = Counter(callers.map(ask, connections))
+        assert server.metric("service_http_workers") == 2
+        assert sorted(last.values()) == [3, 3]
