@@ -40,7 +40,7 @@ test-gpu: ## the tests that need an NVIDIA GPU
 bench-gpu: ## ways of running a ResNet on CUDA, beside torch; this server and its ceilings; WORKLOADS=W4,W6 for some
 	@$(MAKE) --no-print-directory RUNTIME=gpu .venv/dev
 	$(BIN)/python -m benchmarks.cuda
-	$(BIN)/python -m benchmarks --device cuda --open --workloads $(or $(WORKLOADS),W2,W3,W4,W4f,W5,W6)
+	$(BIN)/python -m benchmarks --device cuda --http-workers $(shell nproc) --open --workloads $(or $(WORKLOADS),W2,W3,W4,W4f,W5,W6)
 
 soak: .venv/dev ## ordinary trouble for MINUTES (30): memory, gauges, latency and answers, with a chart
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)

@@ -102,7 +102,10 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
     first = models / next(iter(workload.models)) / "1" / "model.onnx"
     images = jpegs(*workload.side, IMAGES)
     print(f"\n## {workload.name}: {workload.title}\n", flush=True)
-    servers: dict[str, Callable[[], object]] = {OURS: lambda: _ours(workload, models, images, options.device)}
+    servers: dict[str, Callable[[], object]] = {OURS: lambda: _ours(OURS, workload, models, images, options.device)}
+    if options.http_workers and workload.classify:
+        name, flags = f"{OURS}, {options.http_workers} workers", ("--http-workers", str(options.http_workers))
+        servers[name] = lambda: _ours(name, workload, models, images, options.device, *flags)
     for peer in _peers(options.peers) if workload.classify else []:
         servers |= _installed(peer, first, images)
     figures: Figures = defaultdict(list)
@@ -123,14 +126,16 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _ours(workload: Workload, models: Path, images: list[bytes], device: str) -> Iterator[Loaded]:
-    flags = ["--device", device, *(LARGER_BATCHES if device != "cpu" else [])]
+def _ours(
+    name: str, workload: Workload, models: Path, images: list[bytes], device: str, *flags: str
+) -> Iterator[Loaded]:
+    flags = ("--device", device, *(LARGER_BATCHES if device != "cpu" else []), *flags)
     with serving(models, PORT, FOLDER / f"{workload.name}.log", *flags) as (process, seconds):
         if workload.classify:
             _check(models / next(iter(workload.models)) / "1" / "model.onnx", images)
         usage = Usage(process.pid)
         try:
-            yield Loaded(OURS, workload.shots(images), usage, seconds)
+            yield Loaded(name, workload.shots(images), usage, seconds)
         finally:
             usage.stop()
 
@@ -266,6 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load (4)")
     parser.add_argument("--connections", type=_numbers, default=CONNECTIONS, help="of closed loops (1,8,32,128)")
     parser.add_argument("--device", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="of this server (cpu)")
+    parser.add_argument("--http-workers", type=int, default=0, metavar="N", help="this server with N workers, too (0)")
     parser.add_argument("--open", action="store_true", help="open loops too, at 50, 70, 80 and 90 %% of capacity")
     return parser
 

@@ -53,13 +53,15 @@ class _PlainCycle:
 class Connection(HttpToolsProtocol):
     """uvicorn's, which also says at once that its client has hung up; a task that waited would cost 30 µs a request."""
 
-    def __init__(self, *args: Any, received: bytes | None = None, **kwargs: Any) -> None:
-        """As uvicorn's; `received` is what was read and not answered before it came back here, None for a new one."""
+    def __init__(self, *args: Any, received: bytes | None = None, since: float = 0.0, **kwargs: Any) -> None:
+        """As uvicorn's; `received` is what was read and not answered before it came back here, None for a new one, and
+        `since` when that began."""
         super().__init__(*args, **kwargs)
         state = cast("FastAPI", self.config.app).state
         self._short_way: ShortWay = state.short_way
         self._workers: Workers = state.parts.workers
         self._came_back, self._declined, self._received = received is not None, bool(received), received or b""
+        self._since: float | None = since if received else None
         self._began = 0.0
         self._watchers: set[Callable[[], None]] = set()
         self._reading_headers = False
@@ -72,6 +74,7 @@ class Connection(HttpToolsProtocol):
         if self._received:
             received, self._received = self._received, b""
             self.data_received(received)
+            self._since = None
             # uvloop starts to read when this returns, whatever was said before.
             self.loop.call_soon(self._pause_again)
 
@@ -186,7 +189,7 @@ class Connection(HttpToolsProtocol):
         in_turn = self.cycle is None or self.cycle.response_complete
         if not in_turn or self.parser.get_http_version() != "1.1":
             return None
-        return self._short_way.plain(self.parser.get_method(), self.url, self.headers)
+        return self._short_way.plain(self.parser.get_method(), self.url, self.headers, self._since)
 
     def _bound_the_body(self) -> None:
         """A body that did not come with its head has so long, and no longer."""

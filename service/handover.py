@@ -20,6 +20,7 @@ from service.watched import Fingerprint
 # What any Linux has room for in a Unix socket; what is longer goes in parts.
 MOST_BYTES = 2**17
 _DESCRIPTOR = struct.Struct("i")
+_SINCE = struct.Struct("d")
 
 
 class Kind(Enum):
@@ -30,7 +31,7 @@ class Kind(Enum):
     READY = b"Y"  # worker: they are loaded and proved
     UNABLE = b"U"  # worker: they are not, and why (text)
     CONNECTION = b"C"  # server: a connection to answer
-    BACK = b"B"  # worker: one that goes back
+    BACK = b"B"  # worker: one that goes back (`returned`)
     CLOSED = b"X"  # worker: one that has ended
     SPARE = b"P"  # server: give so many idle ones back (a number)
     RECALL = b"R"  # server: give all connections back
@@ -104,6 +105,17 @@ ROUTES = TypeAdapter(list[Route])
 ASKED = TypeAdapter(Asked)
 RAN = TypeAdapter(Ran)
 TALLY = TypeAdapter(Tally)
+
+
+def returned(since: float, received: bytes) -> bytes:
+    """What goes back with a connection: when what is unanswered began, in seconds of `time.monotonic()`, and its bytes
+    so far."""
+    return _SINCE.pack(since) + received
+
+
+def read_returned(content: bytes) -> tuple[float, bytes]:
+    """Both again."""
+    return _SINCE.unpack_from(content)[0], content[_SINCE.size :]
 
 
 # A worker says something so often, if only that it lives.

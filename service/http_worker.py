@@ -46,6 +46,7 @@ from service.handover import (
     Ran,
     Route,
     Setup,
+    returned,
 )
 from service.image import PROMPT, QUICK, preprocess
 from service.loading import EXPECTED_FAILURES
@@ -386,7 +387,7 @@ class Worker:
     def _return(self, connection: _Connection) -> None:
         """Give a connection back to the server, with what it has sent."""
         self._forget(connection)
-        self._channel.send(Kind.BACK, connection.received, connection.socket.fileno())
+        self._channel.send(Kind.BACK, returned(connection.since, connection.received), connection.socket.fileno())
         connection.socket.close()
 
     def _return_all(self) -> None:
@@ -399,7 +400,8 @@ class Worker:
         with suppress(EOFError):
             for order in self._orders():
                 if order.connection is not None:
-                    self._channel.send(Kind.BACK, order.content, order.connection.fileno())
+                    content = returned(time.monotonic(), order.content)
+                    self._channel.send(Kind.BACK, content, order.connection.fileno())
         self._return_all()
         self._tell(at_once=True)
 

@@ -164,14 +164,15 @@ class _DrainingServer(uvicorn.Server):
         for connection in accepted:
             await self._connect(connection)
 
-    async def _connect(self, connection: socket.socket, received: bytes | None = None) -> None:
-        """Serve a connection: a new one, or one that came back, of which so much was received."""
+    async def _connect(self, connection: socket.socket, received: bytes | None = None, since: float = 0.0) -> None:
+        """Serve a connection: a new one, or one that came back, of which so much was received since then."""
         protocol = partial(
             Connection,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
             received=received,
+            since=since,
         )
         await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=self.config.ssl)
 

@@ -67,8 +67,8 @@ class Settings(BaseSettings):
     )
     http_workers: Literal["auto"] | NotNegative = Field(
         "auto",
-        description="processes that answer beside this one for networks which take less time than HTTP; "
-        "auto: one for each of several threads, 4 at most; a number: however long their runs; 0: none",
+        description="processes that answer beside this one for networks which take less time than HTTP; auto: one for "
+        "each of several threads, 4 at most; a number: they decode for all others, too, as a GPU needs; 0: none",
     )
     max_batch_size: Positive = Field(32, description="most images in one run of the model")
     max_queue: Positive = Field(256, description="most images admitted and waiting for one model; more get 429")

@@ -32,6 +32,7 @@ from service.handover import (
     Ran,
     Route,
     Setup,
+    read_returned,
 )
 from service.image import PROMPT, QUICK, ever_quick
 from service.metrics import Metrics
@@ -71,8 +72,8 @@ MOST_MODELS = 64
 # Whoever is behind with its messages gets a turn of the event loop's time at once, and not more.
 MESSAGES_AT_ONCE = 64
 
-# Takes a connection that a worker gave back, and what was read from it.
-Connect = Callable[[socket.socket, bytes], Awaitable[None]]
+# Takes a connection that a worker gave back, what was read from it and not answered, and since when.
+Connect = Callable[[socket.socket, bytes, float], Awaitable[None]]
 # The same modules as here, wherever they were found.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from service.http_worker import main; sys.exit(main())"
 
@@ -375,7 +376,8 @@ class Workers:
         if message.connection is None or self.connect is None:
             log.error("too many open files for a connection that came back, which is lost")
             return
-        connecting = asyncio.ensure_future(self.connect(message.connection, message.content))
+        since, received = read_returned(message.content)
+        connecting = asyncio.ensure_future(self.connect(message.connection, received, since))
         self._connecting.add(connecting)
         connecting.add_done_callback(self._connecting.discard)
 

@@ -112,8 +112,13 @@ class ShortWay:
         """Whether connections are to end with their answers."""
         return self._service.lifecycle.draining
 
-    def plain(self, method: bytes, target: bytes, headers: RawHeaders) -> PlainRequest | None:
-        """A request of which the head has arrived, or None if it has to go the documented way."""
+    def plain(
+        self, method: bytes, target: bytes, headers: RawHeaders, since: float | None = None
+    ) -> PlainRequest | None:
+        """A request of which the head has arrived, or None if it has to go the documented way.
+
+        It began at `since`, in seconds of `time.monotonic()`; now if that is None.
+        """
         if method != _METHOD:
             return None
         sent = dict(headers)
@@ -125,7 +130,8 @@ class ShortWay:
         if plain_length(headers, sent, asked.most_bytes) is None or not self._is_authorised(headers):
             return None
         sent_id = sent.get(b"x-request-id")
-        exchange = Exchange(request_id(sent_id.decode("latin-1") if sent_id else None))
+        started = time.monotonic() if since is None else since
+        exchange = Exchange(request_id(sent_id.decode("latin-1") if sent_id else None), started)
         request = PlainRequest(asked, exchange, self._service.intake.open())
         if self._service.tracing is not None:
             request.span = self._service.tracing.begin(METHOD, asked.path, Headers(raw=headers))

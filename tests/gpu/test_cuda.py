@@ -1,5 +1,6 @@
 """The digits on CUDA: proved against torch's logits, never on the CPU in secret, and split when memory runs out."""
 
+import json
 from pathlib import Path
 
 import httpx2
@@ -13,6 +14,8 @@ from service.loading import load
 from service.opening import Opener
 from service.runtime import open_onnx
 from tests.system.server import run_command, running
+from tests.system.wire import answers, connected, request
+from tests.system.workers import MADE_ID, own_answers, wait_for_workers
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,6 +49,19 @@ def test_the_service_says_where_it_runs_and_shows_the_gpu(digits_models: Path, s
         assert model["versions"][0]["device"] == "cuda"
         assert server.metric('gpu_memory_used_bytes{gpu="0"}') > 0
         assert server.terminate() == 0
+
+
+def test_workers_decode_for_the_gpu(digits_models: Path, samples: list[Path]) -> None:
+    flags = ("--device", "cuda", "--http-workers")
+    with running(digits_models, *flags, "0") as alone, running(digits_models, *flags, "2") as server:
+        wait_for_workers(server, 2)
+        with connected(server) as connection:
+            for each in samples:
+                connection.sendall(request(each.read_bytes()))
+                ((status, headers, body),) = answers(connection, 1)
+                by_itself = httpx2.post(f"{alone.url}/classify", content=each.read_bytes())
+                assert (status, json.loads(body)) == (200, by_itself.json())
+                assert headers["x-request-id"][:MADE_ID] != own_answers(server)
 
 
 def test_the_doctor_finds_driver_and_libraries(digits_models: Path) -> None:

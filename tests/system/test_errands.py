@@ -209,3 +209,18 @@ def test_a_worker_that_comes_back_gets_its_share_of_busy_connections(
             last = Counter(callers.map(ask, connections))
         assert server.metric("service_http_workers") == 2
         assert sorted(last.values()) == [3, 3]
+
+
+def test_no_answer_comes_much_later_than_its_deadline(digits_models: Path, image: bytes, tmp_path: Path) -> None:
+    orders = tmp_path / "orders"
+    with with_orders(digits_models, orders, "--request-timeout-ms", "1500", "--max-batch-size", "1") as server:
+        with ExitStack() as crowd:
+            connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(10)]
+            orders.write_text("slow")  # and the pace that admission goes by is the one of before
+            began = time.monotonic()
+            for each in connections:
+                each.sendall(request(image))
+            found = [answers(each, 1)[0][0] for each in connections]
+            assert time.monotonic() - began < 1.5 + 2 * 0.5
+        assert found.count(200) >= 2
+        assert set(found) <= {200, 429, 504}

@@ -1,0 +1,123 @@
+"""What HTTP and decoding take where the network takes nothing, without and with workers: `python -m benchmarks.http`.
+
+On a GPU the network leaves the cores to HTTP and to decoding. A network of one small matrix product does so on any
+machine. Both kinds of server take turns; prints a Markdown table with the medians of the rounds.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.load import Outcome, closed_loop
+from benchmarks.subjects import SubjectError, serving
+from benchmarks.workloads import CLASSES, FOLDER, WORKLOADS, jpegs
+from model_export.speed import processor
+from service.cpus import available_cpus
+
+PORT = 8191
+CONNECTIONS = (8, 32, 128)
+SIDE, STRIDE = 224, 32
+WARM_SECONDS = 3.0
+IMAGES = 16
+
+
+def main() -> int:
+    """Measure and print; the exit code."""
+    options = _parser().parse_args()
+    models = _models(FOLDER / "models" / "nothing")
+    found: dict[tuple[int, int], list[tuple[Outcome, float, float]]] = defaultdict(list)
+    try:
+        for number in range(options.rounds):
+            for workers in (0, options.workers):
+                print(f"round {number + 1} of {options.rounds}: {workers} workers …", file=sys.stderr)
+                for connections, *figure in _measured(models, workers, options.seconds):
+                    found[workers, connections].append(tuple(figure))  # type: ignore[arg-type]
+    except SubjectError as error:
+        print(f"benchmarks.http: {error}", file=sys.stderr)
+        return 1
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {available_cpus()} CPUs, 500×375 JPEG to {SIDE}×{SIDE}\n")
+    print("| workers | connections | images/s | p50, ms | p99, ms | CPU of the server, ms | of its workers, ms |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for (workers, connections), rounds in found.items():
+        rates = ", ".join(f"{outcome.per_second:,.0f}" for outcome, _, _ in rounds)
+        cells = [
+            statistics.median(1e3 * outcome.quantile(0.5) for outcome, _, _ in rounds),
+            statistics.median(1e3 * outcome.quantile(0.99) for outcome, _, _ in rounds),
+            statistics.median(server for _, server, _ in rounds),
+            statistics.median(others for _, _, others in rounds),
+        ]
+        print(f"| {workers} | {connections} | {rates} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    return 0
+
+
+def _measured(models: Path, workers: int, seconds: float) -> list[tuple[int, Outcome, float, float]]:
+    """For each number of connections: what was answered, and ms of CPU of the server and of its workers for each."""
+    shots = WORKLOADS["W2"].shots(jpegs(*WORKLOADS["W2"].side, IMAGES))
+    measured = []
+    with serving(models, PORT, FOLDER / "nothing.log", "--http-workers", str(workers)) as (process, _):
+        closed_loop(PORT, shots, CONNECTIONS[0], WARM_SECONDS)
+        for connections in CONNECTIONS:
+            before = _cpu_milliseconds(process.pid)
+            outcome = closed_loop(PORT, shots, connections, seconds)
+            if set(outcome.statuses) != {200}:
+                raise SubjectError(f"it answers {dict(outcome.statuses)}")
+            server, others = np.subtract(_cpu_milliseconds(process.pid), before) / len(outcome.latencies)
+            measured.append((connections, outcome, float(server), float(others)))
+    return measured
+
+
+def _cpu_milliseconds(pid: int) -> tuple[float, float]:
+    """Of a server and of its workers."""
+    server = psutil.Process(pid)
+    taken = [sum(each.cpu_times()[:2]) * 1e3 for each in [server, *server.children()]]
+    return taken[0], sum(taken[1:])
+
+
+def _models(folder: Path) -> Path:
+    """A model folder with a network that looks at every 32nd pixel."""
+    size = SIDE // STRIDE
+    weight = np.random.default_rng(0).normal(0, 1e-3, (size * size * 3, CLASSES)).astype(np.float32)
+    slices = {"start": [0, 0], "end": [SIDE, SIDE], "axes": [1, 2], "steps": [STRIDE, STRIDE]}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Slice", ["images", *slices], ["few"]),
+            helper.make_node("Cast", ["few"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["float"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        ],
+        "nothing",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [
+            *(numpy_helper.from_array(np.array(each, dtype=np.int64), name) for name, each in slices.items()),
+            numpy_helper.from_array(weight, "weight"),
+        ],
+    )
+    path = folder / "nothing" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    recipe = {"resize": 256, "crop": SIDE, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    config = {"labels": [f"class {each}" for each in range(CLASSES)], "preprocessing": recipe}
+    (path.parent.parent / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.http", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=available_cpus(), help="of the server with workers (the CPUs)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each server (3)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each load (4)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
