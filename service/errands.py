@@ -1,6 +1,7 @@
 """What the server runs for a worker: images that the worker has decoded, in the queue that all others are in."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -10,28 +11,32 @@ from service.repository import ServedModel
 from service.shared_images import SharedImages
 from service.tickets import Logits, Ticket
 
+Tell = Callable[[Ran], None]
+
 
 class Errands:
     """The images of one worker that are on their way. Used on the event loop only."""
 
-    def __init__(self, images: SharedImages, tell: Callable[[Ran], None]) -> None:
-        """`tell` is called with what became of images."""
+    def __init__(self, images: SharedImages) -> None:
         self._images = images
-        self._tell = tell
         self._waiting: dict[int, Ticket] = {}
         self._untold: dict[int, tuple[float, float, float] | None] = {}
 
-    def run(self, asked: Asked, model: ServedModel) -> None:
-        """Queue images. Those that cannot be queued, or fail, are for the server to answer."""
+    def run(self, asked: Asked, model: ServedModel, tell: Tell) -> None:
+        """Queue images, and `tell` what became of them. Those that cannot be queued, fail, or wait longer than their
+        deadline are for the server to answer."""
+        loop = asyncio.get_running_loop()
         queued = {}
         for place, deadline in asked.deadlines.items():
             try:
                 (ticket,) = model.batcher.reserve(deadline)
             except ServiceError:
-                self._over(place, None)
+                self._over(place, None, tell)
                 continue
             self._waiting[place] = ticket
-            ticket.future.add_done_callback(partial(self._done, place, ticket, model))
+            timer = loop.call_later(deadline - time.monotonic(), ticket.expire)
+            ticket.future.add_done_callback(partial(_cancel, timer))
+            ticket.future.add_done_callback(partial(self._done, place, ticket, model, tell))
             queued[ticket] = self._images.pixels(place, model.card)
         model.batcher.enqueue_all(queued)
 
@@ -46,24 +51,28 @@ class Errands:
         for ticket in waiting.values():
             ticket.abandon()
 
-    def _done(self, place: int, ticket: Ticket, model: ServedModel, future: asyncio.Future[Logits]) -> None:
+    def _done(self, place: int, ticket: Ticket, model: ServedModel, tell: Tell, future: asyncio.Future[Logits]) -> None:
         failed = future.exception()
         if self._waiting.get(place) is not ticket:
             return
         del self._waiting[place]
         if failed:
-            self._over(place, None)
+            self._over(place, None, tell)
             return
         self._images.logits(place, model.card)[:] = future.result()
         stages = ticket.stages
-        self._over(place, (stages.queue, stages.inference, stages.finished_at))
+        self._over(place, (stages.queue, stages.inference, stages.finished_at), tell)
 
-    def _over(self, place: int, stages: tuple[float, float, float] | None) -> None:
+    def _over(self, place: int, stages: tuple[float, float, float] | None, tell: Tell) -> None:
         if not self._untold:
-            asyncio.get_running_loop().call_soon(self._tell_all)
+            asyncio.get_running_loop().call_soon(self._tell_all, tell)
         self._untold[place] = stages
 
-    def _tell_all(self) -> None:
+    def _tell_all(self, tell: Tell) -> None:
         if self._untold:
             ran, self._untold = Ran(self._untold), {}
-            self._tell(ran)
+            tell(ran)
+
+
+def _cancel(timer: asyncio.TimerHandle, _: asyncio.Future[Logits]) -> None:
+    timer.cancel()

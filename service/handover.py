@@ -1,7 +1,7 @@
 """What the server and a worker process tell each other, and how a connection goes from one to the other.
 
-Both ends of a pair of Unix sockets send whole messages, in order; a connection's file descriptor travels with the bytes
-that were read from it and not answered.
+Both ends of a pair of Unix sockets send messages, in order, long ones in parts; a connection's file descriptor travels
+with the bytes that were read from it and not answered.
 """
 
 import errno
@@ -17,8 +17,11 @@ from service.logs import LogFormat
 from service.tally import Tally
 from service.watched import Fingerprint
 
-# What any Linux has room for in a Unix socket; what is longer goes in parts.
-MOST_BYTES = 2**17
+# What a socket is read in at once, and what a message of an end that does not wait has at most. Not every socket has
+# room for it.
+MOST_BYTES = 2**18
+# What any Linux has room for in a Unix socket. An end that waits sends what is longer in parts.
+PART_BYTES = 2**17
 _DESCRIPTOR = struct.Struct("i")
 _SINCE = struct.Struct("d")
 
@@ -127,6 +130,7 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MOST_BYTES)
         self._begun = b""
 
     def fileno(self) -> int:
@@ -140,12 +144,11 @@ class Channel:
             BlockingIOError: the other end is behind, and this one does not wait.
             OSError: there is no other end; or the message is long, and an end that does not wait may get stuck in it.
         """
+        while len(content) > PART_BYTES and self._end.getblocking():
+            self._end.sendmsg([Kind.PART.value, content[:PART_BYTES]])
+            content = content[PART_BYTES:]
         if len(content) > MOST_BYTES:
-            if not self._end.getblocking():
-                raise OSError(errno.EMSGSIZE, "too long for one message")
-            self._end.sendmsg([Kind.PART.value, content[:MOST_BYTES]])
-            self.send(kind, content[MOST_BYTES:], connection)
-            return
+            raise OSError(errno.EMSGSIZE, "too long for one message")
         descriptors = [] if connection is None else [connection]
         socket.send_fds(self._end, [kind.value, content], descriptors)
 

@@ -1,8 +1,9 @@
-"""A worker: a process of one thread that answers the simplest requests, for networks that take less than HTTP does.
+"""A worker: a process of one thread that answers the simplest requests.
 
     poll -> read -> decode -> run a batch -> answer
 
-It runs small networks itself. Of others it decodes the images, and asks its server to run them (`shared_images.py`).
+Networks that take less than HTTP does it runs itself. Of others it decodes the images, and asks its server to run them
+(`shared_images.py`).
 
 Its server hands it connections on which such requests come, and gets back each one on which anything else does: another
 request, an image that is large or cannot be decoded, a caller who sends slowly. So a worker only ever answers 200, and
@@ -16,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,6 +69,8 @@ RECEIVE_BYTES = 2**16
 REST_SECONDS = 0.1
 # An idle connection goes back after so long: workers have places for a limited number, and the server closes it.
 IDLE_SECONDS = 5.0
+# A turn decodes for so long, and for one more image. What has arrived beside is for the next one.
+DECODE_AT_ONCE_SECONDS = 0.05
 # How soon the server hears what was counted.
 TALLY_SECONDS = 0.1
 
@@ -98,18 +102,15 @@ class _Connection:
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """A request whose image is decoded; `decoded_at` is in seconds of `time.monotonic()`."""
+    """A request whose image is decoded, which took `decode_seconds`, at `decoded_at` by `time.monotonic()`."""
 
     connection: _Connection
     model: _Model
     exchange: Exchange
     top_k: int
     pixels: Pixels
+    decode_seconds: float
     decoded_at: float
-
-    @property
-    def decode_seconds(self) -> float:
-        return self.decoded_at - self.exchange.started
 
 
 class Worker:
@@ -130,7 +131,8 @@ class Worker:
         self._opener = Opener(lambda path: open_onnx(path, "cpu", threads=1), signers)
         self._models: dict[str, _Model] = {}
         self._connections: dict[int, _Connection] = {}
-        self._arrived: list[_Request] = []
+        self._whole: deque[tuple[_Connection, _Model, SimpleRequest, float]] = deque()
+        self._decoded: list[_Request] = []
         self._images = images
         self._free = list(range(PLACES))
         self._asked: dict[int, _Request] = {}
@@ -144,8 +146,8 @@ class Worker:
         """Answer until the server is gone. After a failure of its own the server has all connections, and answers."""
         try:
             while True:
-                self._turn({descriptor for descriptor, _ in self._poll.poll(TALLY_SECONDS)})
-        except (EOFError, BrokenPipeError):
+                self._turn({descriptor for descriptor, _ in self._poll.poll(0 if self._whole else TALLY_SECONDS)})
+        except (EOFError, ConnectionError):
             return
         except Exception:
             self._return_everything()
@@ -157,9 +159,10 @@ class Worker:
         if self._channel.fileno() in ready:
             for order in self._orders():
                 self._follow(order)
-        self._answer_arrived()
-        self._spare_connections()
         self._look_after_connections()
+        self._decode()
+        self._answer_decoded()
+        self._spare_connections()
         self._tell()
 
     def _orders(self) -> Iterator[Message]:
@@ -187,7 +190,8 @@ class Worker:
             self._answer_ran(RAN.validate_json(order.content))
         elif order.kind is Kind.RECALL:
             # With what they have asked: the server hears no more of this from here, and answers.
-            self._arrived, self._asked, self._free, self._spare = [], {}, list(range(PLACES)), 0
+            self._whole.clear()
+            self._decoded, self._asked, self._free, self._spare = [], {}, list(range(PLACES)), 0
             self._return_all()
             self._tell(at_once=True)
             self._channel.send(Kind.IDLE)
@@ -231,12 +235,19 @@ class Worker:
             self._look_at(taken)
 
     def _read(self, connection: _Connection) -> None:
-        try:
-            data = connection.socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
+        """Take what has come, up to a whole request."""
+        while True:
+            try:
+                data = connection.socket.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            self._receive(connection, data)
+            if connection.gone or connection.asking:
+                return
+
+    def _receive(self, connection: _Connection, data: bytes) -> None:
         if data:
             connection.since = connection.since if connection.received else time.monotonic()
             connection.received += data
@@ -253,9 +264,9 @@ class Worker:
             if asked is not None:
                 model = self._model_for(asked)
                 if asked.complete:
-                    self._arrived.append(self._decoded(connection, model, asked))
+                    self._whole.append((connection, model, asked, time.monotonic()))
                     connection.asking = True
-        except (NotSimple, ServiceError):
+        except NotSimple:
             self._return(connection)
 
     def _model_for(self, asked: SimpleRequest) -> _Model:
@@ -264,26 +275,40 @@ class Worker:
             raise NotSimple
         return model
 
-    def _decoded(self, connection: _Connection, model: _Model, asked: SimpleRequest) -> _Request:
-        """The request, ready to run.
+    def _decode(self) -> None:
+        """Decode what has arrived, for no longer than others can wait."""
+        until = time.monotonic() + DECODE_AT_ONCE_SECONDS
+        while self._whole and time.monotonic() < until:
+            connection, model, asked, since = self._whole.popleft()
+            if connection.gone:
+                continue
+            try:
+                self._decoded.append(self._request(connection, model, asked, since))
+            except ServiceError:
+                self._return(connection)
+
+    def _request(self, connection: _Connection, model: _Model, asked: SimpleRequest, since: float) -> _Request:
+        """A request that is whole since then, ready to run.
 
         Raises:
             ServiceError: it is for the server to answer.
         """
-        exchange = Exchange(request_id(asked.head.request_id))
+        began = time.monotonic()
+        exchange = Exchange(request_id(asked.head.request_id), since)
         self._keys.check(asked.head.headers)
         top_k = labels_in_answer(asked.head.top_k, len(model.card.labels))
         pixels = preprocess(asked.encoded, model.card.preprocessing, self._max_pixels)  # (H, W, 3) uint8
         exchange.model, exchange.version = model.route.name, str(model.route.version)
-        return _Request(connection, model, exchange, top_k, pixels, time.monotonic())
+        decoded_at = time.monotonic()
+        return _Request(connection, model, exchange, top_k, pixels, decoded_at - began, decoded_at)
 
-    def _answer_arrived(self) -> None:
-        """Run what has arrived, in batches, and answer; or have it run."""
+    def _answer_decoded(self) -> None:
+        """Run what is decoded, in batches, and answer; or have it run."""
         by_model: dict[_Model, list[_Request]] = {}
-        for request in self._arrived:
+        for request in self._decoded:
             if not request.connection.gone:
                 by_model.setdefault(request.model, []).append(request)
-        self._arrived = []
+        self._decoded = []
         for model, asked in by_model.items():
             if model.backend is None:
                 self._ask(model, asked)
@@ -296,7 +321,7 @@ class Worker:
         deadlines: dict[int, float] = {}
         for request in requests:
             if not self._free:
-                self._arrived.append(request)
+                self._decoded.append(request)
                 continue
             place = self._free.pop()
             self._images.pixels(place, model.card)[:] = request.pixels
@@ -380,8 +405,10 @@ class Worker:
             return
         self._looked_at = now
         for connection in [each for each in self._connections.values() if not each.asking]:
-            waited = now - connection.since
-            if waited > (REST_SECONDS if connection.received else IDLE_SECONDS):
+            if now - connection.since < (REST_SECONDS if connection.received else IDLE_SECONDS):
+                continue
+            self._read(connection)  # its rest may have come in the meantime
+            if not connection.gone and not connection.asking:
                 self._return(connection)
 
     def _return(self, connection: _Connection) -> None:
@@ -408,6 +435,7 @@ class Worker:
     def _close(self, connection: _Connection) -> None:
         self._forget(connection)
         connection.socket.close()
+        self._spare = max(0, self._spare - 1)
         self._channel.send(Kind.CLOSED)
 
     def _forget(self, connection: _Connection) -> None:

@@ -91,12 +91,13 @@ class Ticket:
             DeadlineExceeded: the deadline passed first; the image is dropped wherever it is.
             ServiceError: what went wrong with this image or its batch.
         """
-        timer = self.future.get_loop().call_later(self.deadline - time.monotonic(), self._expire)
+        timer = self.future.get_loop().call_later(self.deadline - time.monotonic(), self.expire)
         try:
             return await self.future
         finally:
             timer.cancel()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """The deadline has passed. To be called on the event loop; the image is dropped wherever it is."""
         if not self.future.done():
             self.future.set_exception(DeadlineExceeded())

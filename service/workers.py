@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from service.errands import Errands
 from service.handover import (
@@ -67,7 +68,7 @@ MOST_BY_ITSELF = 4
 # workers as one who stays.
 MANY_CALLERS = 100
 CALLERS_SECONDS = 10.0
-# Each worker has a session of each.
+# Each worker has a session of each that it runs.
 MOST_MODELS = 64
 # Whoever is behind with its messages gets a turn of the event loop's time at once, and not more.
 MESSAGES_AT_ONCE = 64
@@ -97,14 +98,15 @@ class Offered:
 class _Worker:
     """A process, and what is known of it.
 
-    `loading` counts the offers that it has not answered, and `silent` the seconds for which it has not been heard of;
-    `unsent` are messages that its channel has had no room for.
+    `loading` counts the offers that it has not answered, `recalls` those that it has not followed, and `silent` the
+    seconds for which it has not been heard of; `unsent` are messages that its channel has had no room for.
     """
 
     process: subprocess.Popen[bytes]
     channel: Channel
     errands: Errands
     loading: int = 0
+    recalls: int = 0
     connections: int = 0
     silent: float = 0.0
     unsent: deque[tuple[Kind, bytes]] = field(default_factory=deque)
@@ -185,6 +187,7 @@ class Workers:
         answering = [worker for worker in self._workers if worker.ready or worker.connections]
         for worker in answering:
             worker.idle.clear()
+            worker.recalls += 1
             worker.errands.abandon()
             self._tell(worker, Kind.RECALL)
         try:
@@ -248,9 +251,11 @@ class Workers:
         model = self._by_name.get(request.head.model) if request else None
         if request is None or model is None:
             return None
-        bounds = QUICK if _runs_there(model) else PROMPT
-        taken = request.is_within(bounds, model.card.preprocessing) and (request.complete or not declined)
-        return model if taken else None
+        there = _runs_there(model)
+        # An image that is too large for PROMPT takes so long that the way to a worker and back does not matter.
+        known = request.complete or not declined or not there
+        small = request.is_within(QUICK if there else PROMPT, model.card.preprocessing)
+        return model if known and small else None
 
     def watch(self, elapsed: float) -> None:
         """Look after the workers, `elapsed` seconds after the last look; one that hangs is replaced."""
@@ -278,7 +283,7 @@ class Workers:
             return
         try:
             while len(self._workers) < self._wanted:
-                worker = self._new_worker()
+                worker = _new_worker()
                 self._workers.append(worker)
                 asyncio.get_running_loop().add_reader(worker.channel.fileno(), self._hear, worker)
                 self._tell(worker, Kind.SETUP, SETUP.dump_json(self._setup))
@@ -286,15 +291,6 @@ class Workers:
         except OSError as error:
             log.warning("no worker can be started, and the server goes on without: %s", error)
             self._complete_later()
-
-    def _new_worker(self) -> _Worker:
-        process, channel, images = _new_process()
-
-        def tell(ran: Ran) -> None:
-            self._tell(worker, Kind.RAN, RAN.dump_json(ran))
-
-        worker = _Worker(process, channel, Errands(images, tell))
-        return worker
 
     def _complete_later(self) -> None:
         log.info("the next worker is started in %.0f s", self._pause)
@@ -352,7 +348,9 @@ class Workers:
         elif message.kind is Kind.DROP:
             worker.errands.drop(int(message.content))
         elif message.kind is Kind.IDLE:
-            worker.idle.set()
+            worker.recalls -= 1
+            if not worker.recalls:
+                worker.idle.set()
         else:
             self._has_loaded(worker, message)
 
@@ -369,8 +367,11 @@ class Workers:
     def _run(self, worker: _Worker, content: bytes) -> None:
         asked = ASKED.validate_json(content)
         # A worker that is recalled gives back the connections of what it has asked for.
-        if self.handing_over and (model := self._by_number.get(asked.number)):
-            worker.errands.run(asked, model)
+        if self.handing_over and not worker.recalls and (model := self._by_number.get(asked.number)):
+            worker.errands.run(asked, model, partial(self._tell_ran, worker))
+
+    def _tell_ran(self, worker: _Worker, ran: Ran) -> None:
+        self._tell(worker, Kind.RAN, RAN.dump_json(ran))
 
     def _take_back(self, message: Message) -> None:
         if message.connection is None or self.connect is None:
@@ -428,18 +429,18 @@ class Workers:
         worker.channel.close()
 
 
-def _new_process() -> tuple[subprocess.Popen[bytes], Channel, SharedImages]:
+def _new_worker() -> _Worker:
     own, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     own.setblocking(False)
     try:
         with others, new_memory() as memory:
-            descriptors = others.fileno(), memory.fileno()
+            images, descriptors = SharedImages(memory.fileno()), (others.fileno(), memory.fileno())
             command = [sys.executable, "-c", _PROGRAM.format(path=sys.path), *map(str, descriptors)]
             # In a group of its own, so that a terminal's Ctrl-C is the server's alone.
             process = subprocess.Popen(  # noqa: S603
                 command, pass_fds=descriptors, stdin=subprocess.DEVNULL, process_group=0
             )
-            return process, Channel(own), SharedImages(memory.fileno())
+            return _Worker(process, Channel(own), Errands(images))
     except OSError:
         own.close()
         raise

@@ -61,6 +61,14 @@ def server(digits_models: Path, orders: Path) -> Iterator[Server]:
         yield started
 
 
+def noise(width: int, height: int, grain: int) -> bytes:
+    """A JPEG of coloured squares; fine ones take many bytes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height // grain, width // grain, 3), dtype=np.uint8)
+    encoded = BytesIO()
+    Image.fromarray(pixels).resize((width, height)).save(encoded, "JPEG", quality=95)
+    return encoded.getvalue()
+
+
 @pytest.mark.anyio
 async def test_everybody_gets_the_answer_for_the_own_image(
     digits_models: Path, samples: list[Path], tmp_path: Path
@@ -77,21 +85,24 @@ async def test_everybody_gets_the_answer_for_the_own_image(
 
 
 def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path: Path) -> None:
-    def photograph(width: int, height: int) -> bytes:
-        pixels = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-        encoded = BytesIO()
-        Image.fromarray(pixels).resize((width, height)).save(encoded, "JPEG")
-        return encoded.getvalue()
-
     with running(plain_models(tmp_path, 96), "--http-workers", "1") as server, connected(server) as connection:
         wait_for_workers(server, 1)
         own = own_answers(server)
-        for size, by_worker in (((500, 375), True), ((2000, 1500), False), ((500, 375), True)):
-            connection.sendall(request(photograph(*size)))
+        photographs = [noise(500, 375, 8), noise(500, 375, 1), noise(1400, 1000, 8), noise(500, 375, 8)]
+        assert [len(each) > 2**17 for each in photographs] == [False, True, True, False]
+        for encoded, by_worker in zip(photographs, (True, True, False, True), strict=True):
+            connection.sendall(request(encoded))
             ((status, headers, body),) = answers(connection, 1)
-            alone = httpx2.post(server.url + "/classify?timeout_ms=9000", content=photograph(*size))
+            alone = httpx2.post(server.url + "/classify?timeout_ms=9000", content=encoded)
             assert (status, body) == (alone.status_code, alone.content)
             assert (headers["x-request-id"][:MADE_ID] != own) == by_worker
+        with ExitStack() as crowd:
+            connections = [crowd.enter_context(connected(server)) for _ in range(30)]
+            for each in connections:
+                each.sendall(request(photographs[1]))
+            found = [answers(each, 1)[0] for each in connections]
+            assert {status for status, _, _ in found} == {200}
+            assert sum(headers["x-request-id"][:MADE_ID] != own for _, headers, _ in found) > 25
 
 
 def test_a_caller_who_leaves_takes_the_image_out_of_the_queue(server: Server, orders: Path, image: bytes) -> None:
@@ -187,6 +198,22 @@ def test_a_worker_that_dies_leaves_nothing_in_the_queue(server: Server, orders: 
     orders.unlink()
     assert httpx2.post(server.url + "/classify", content=image).status_code == 200
     wait_for_workers(server, 1)
+    assert Path(f"/proc/{server.process.pid}/maps").read_text().count("memfd:images") == 1
+
+
+def test_a_change_of_models_does_not_wait_for_images_that_take_long(server: Server) -> None:
+    encoded = BytesIO()
+    Image.new("RGBA", (1000, 1000), "red").save(encoded, "PNG")  # 4 kB, and 20 ms of work
+    with ExitStack() as crowd:
+        connections = [crowd.enter_context(connected(server)) for _ in range(200)]
+        for each in connections:
+            each.sendall(request(encoded.getvalue()))
+        began = time.monotonic()
+        moved = httpx2.put(f"{server.url}/models/digits/aliases/stable", json={"version": 1}, timeout=60)
+        assert moved.status_code == 200
+        assert time.monotonic() - began < 4
+        assert {answers(each, 1)[0][0] for each in connections} == {200}
+    assert len(workers_of(server)) == 1
 
 
 def test_a_worker_that_comes_back_gets_its_share_of_busy_connections(
@@ -211,16 +238,15 @@ def test_a_worker_that_comes_back_gets_its_share_of_busy_connections(
         assert sorted(last.values()) == [3, 3]
 
 
-def test_no_answer_comes_much_later_than_its_deadline(digits_models: Path, image: bytes, tmp_path: Path) -> None:
+def test_a_deadline_passes_while_the_device_hangs(digits_models: Path, image: bytes, tmp_path: Path) -> None:
     orders = tmp_path / "orders"
-    with with_orders(digits_models, orders, "--request-timeout-ms", "1500", "--max-batch-size", "1") as server:
+    with with_orders(digits_models, orders, "--request-timeout-ms", "1500") as server:
         with ExitStack() as crowd:
-            connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(10)]
-            orders.write_text("slow")  # and the pace that admission goes by is the one of before
+            connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(4)]
+            orders.write_text("hang")
             began = time.monotonic()
             for each in connections:
                 each.sendall(request(image))
             found = [answers(each, 1)[0][0] for each in connections]
-            assert time.monotonic() - began < 1.5 + 2 * 0.5
-        assert found.count(200) >= 2
-        assert set(found) <= {200, 429, 504}
+            assert 1.4 < time.monotonic() - began < 2.5
+        assert set(found) <= {429, 504}
