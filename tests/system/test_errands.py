@@ -96,13 +96,11 @@ def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path:
             alone = httpx2.post(server.url + "/classify?timeout_ms=9000", content=encoded)
             assert (status, body) == (alone.status_code, alone.content)
             assert (headers["x-request-id"][:MADE_ID] != own) == by_worker
-        with ExitStack() as crowd:
-            connections = [crowd.enter_context(connected(server)) for _ in range(30)]
-            for each in connections:
-                each.sendall(request(photographs[1]))
-            found = [answers(each, 1)[0] for each in connections]
-            assert {status for status, _, _ in found} == {200}
-            assert sum(headers["x-request-id"][:MADE_ID] != own for _, headers, _ in found) > 25
+        for _ in range(10):
+            with connected(server) as new:
+                new.sendall(request(photographs[1]))
+                ((status, headers, _),) = answers(new, 1)
+                assert (status, headers["x-request-id"][:MADE_ID] != own) == (200, True)
 
 
 def test_a_caller_who_leaves_takes_the_image_out_of_the_queue(server: Server, orders: Path, image: bytes) -> None:
