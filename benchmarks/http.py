@@ -39,8 +39,8 @@ def main() -> int:
         for number in range(options.rounds):
             for workers in (0, options.workers):
                 print(f"round {number + 1} of {options.rounds}: {workers} workers …", file=sys.stderr)
-                for connections, *figure in _measured(models, workers, options.seconds):
-                    found[workers, connections].append(tuple(figure))  # type: ignore[arg-type]
+                for connections, outcome, server, others in _measured(models, workers, options.seconds):
+                    found[workers, connections].append((outcome, server, others))
     except SubjectError as error:
         print(f"benchmarks.http: {error}", file=sys.stderr)
         return 1

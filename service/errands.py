@@ -1,7 +1,6 @@
 """What the server runs for a worker: images that the worker has decoded, in the queue that all others are in."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -25,7 +24,6 @@ class Errands:
     def run(self, asked: Asked, model: ServedModel, tell: Tell) -> None:
         """Queue images, and `tell` what became of them. Those that cannot be queued, fail, or wait longer than their
         deadline are for the server to answer."""
-        loop = asyncio.get_running_loop()
         queued = {}
         for place, deadline in asked.deadlines.items():
             try:
@@ -34,8 +32,7 @@ class Errands:
                 self._over(place, None, tell)
                 continue
             self._waiting[place] = ticket
-            timer = loop.call_later(deadline - time.monotonic(), ticket.expire)
-            ticket.future.add_done_callback(partial(_cancel, timer))
+            ticket.future.add_done_callback(partial(_cancel, ticket.expire_later()))
             ticket.future.add_done_callback(partial(self._done, place, ticket, model, tell))
             queued[ticket] = self._images.pixels(place, model.card)
         model.batcher.enqueue_all(queued)

@@ -40,7 +40,7 @@ def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float
     """
     if not card.golden or not card.parity:
         return None
-    pixels = golden_pixels(card)
+    pixels = np.stack(golden_pixels(card))  # (n, H, W, 3) uint8
     expected = np.array([golden.logits for golden in card.golden], dtype=np.float32)  # (n, classes)
     runs: list[Outputs] = []
     for arrangement, lanes in backend.lanes.items():
@@ -60,15 +60,13 @@ def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float
     return difference
 
 
-def golden_pixels(card: ModelCard) -> np.ndarray:
-    """The golden images, decoded and preprocessed: uint8 `[n, height, width, 3]`.
+def golden_pixels(card: ModelCard) -> list[np.ndarray]:
+    """The golden images, decoded and preprocessed: uint8 `[height, width, 3]` each.
 
     Raises:
         GoldenMismatch: other pixels than those that the export made of them.
     """
-    shape = (0, card.input.height, card.input.width, card.input.channels)
-    pixels = [_pixels(golden, position, card) for position, golden in enumerate(card.golden)]
-    return np.stack(pixels) if pixels else np.empty(shape, dtype=np.uint8)
+    return [_pixels(golden, position, card) for position, golden in enumerate(card.golden)]
 
 
 def images_at_once(backend: Backend, card: ModelCard) -> int:

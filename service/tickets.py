@@ -91,13 +91,16 @@ class Ticket:
             DeadlineExceeded: the deadline passed first; the image is dropped wherever it is.
             ServiceError: what went wrong with this image or its batch.
         """
-        timer = self.future.get_loop().call_later(self.deadline - time.monotonic(), self.expire)
+        timer = self.expire_later()
         try:
             return await self.future
         finally:
             timer.cancel()
 
-    def expire(self) -> None:
-        """The deadline has passed. To be called on the event loop; the image is dropped wherever it is."""
+    def expire_later(self) -> asyncio.TimerHandle:
+        """Drop the image, wherever it is, when the deadline passes. To be called on the event loop."""
+        return self.future.get_loop().call_later(self.deadline - time.monotonic(), self._expire)
+
+    def _expire(self) -> None:
         if not self.future.done():
             self.future.set_exception(DeadlineExceeded())

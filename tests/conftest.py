@@ -61,3 +61,9 @@ def samples() -> list[Path]:
 def seven() -> Path:
     """One of them that is read with certainty."""
     return SAMPLES / "seven.png"
+
+
+@pytest.fixture(scope="session")
+def image(seven: Path) -> bytes:
+    """Its bytes."""
+    return seven.read_bytes()

@@ -16,11 +16,6 @@ from tests.system.workers import eventually, wait_for_workers, who_answers, with
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def image(seven: Path) -> bytes:
-    return seven.read_bytes()
-
-
 def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(digits_models: Path, image: bytes) -> None:
     with running(digits_models, "--http-workers", "2") as server:
         wait_for_workers(server, 2)

@@ -1,12 +1,13 @@
 """Workers whose images the server runs: what becomes of those that are on their way."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
@@ -35,11 +36,6 @@ from tests.system.workers import (
 IN_FLIGHT = "classify_images_in_flight"
 
 
-@pytest.fixture(scope="module")
-def image(seven: Path) -> bytes:
-    return seven.read_bytes()
-
-
 @contextmanager
 def with_orders(models: Path, orders: Path, *flags: str, workers: int = 1) -> Iterator[Server]:
     """A server whose device takes longer than workers would run anything for, and obeys what the file says."""
@@ -61,6 +57,20 @@ def server(digits_models: Path, orders: Path) -> Iterator[Server]:
         yield started
 
 
+def have_wait(server: Server, orders: Path, connections: Sequence[socket.socket], image: bytes) -> None:
+    """Send a request on each, of which all are on their way to a device that is slow."""
+    orders.write_text("slow")
+    for each in connections:
+        each.sendall(request(image))
+    eventually(lambda: server.metric(IN_FLIGHT) == len(connections))
+
+
+def answered_by_workers(server: Server, own: str) -> int:
+    """How many requests are logged under an id that the server itself, whose ids begin so, did not make."""
+    lines = [line for line in server.log.read_text().splitlines() if "service.request" in line]
+    return sum(not json.loads(line)["request_id"].startswith(own) for line in lines)
+
+
 def noise(width: int, height: int, grain: int) -> bytes:
     """A JPEG of coloured squares; fine ones take many bytes."""
     pixels = np.random.default_rng(0).integers(0, 256, (height // grain, width // grain, 3), dtype=np.uint8)
@@ -78,6 +88,8 @@ async def test_everybody_gets_the_answer_for_the_own_image(
         async with pool(server.url, 64) as client:
             together = await asyncio.gather(*(probabilities(client, each) for each in images))
         assert server.metric("classify_batch_size_count") < 600, "nothing was batched, so nothing was proved"
+        own = own_answers(server)
+        eventually(lambda: answered_by_workers(server, own) > 500)
         async with pool(server.url, 1) as client:
             alone = [await probabilities(client, each) for each in images[:100]]
     np.testing.assert_allclose(together[:100], alone, atol=1e-4)
@@ -106,10 +118,7 @@ def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path:
 def test_a_caller_who_leaves_takes_the_image_out_of_the_queue(server: Server, orders: Path, image: bytes) -> None:
     with with_a_worker(server, image) as stays:
         crowd = [with_a_worker(server, image) for _ in range(8)]
-        orders.write_text("slow")
-        for each in crowd:
-            each.sendall(request(image))
-        eventually(lambda: server.metric(IN_FLIGHT) == 8)
+        have_wait(server, orders, crowd, image)
         for each in crowd:
             each.close()
         began = time.monotonic()
@@ -170,10 +179,7 @@ def test_requests_that_follow_before_the_answer_are_answered_in_order(
 def test_a_change_of_models_does_not_wait_for_the_queue(server: Server, orders: Path, image: bytes) -> None:
     with ExitStack() as crowd:
         connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(20)]
-        orders.write_text("slow")
-        for each in connections:
-            each.sendall(request(image))
-        eventually(lambda: server.metric(IN_FLIGHT) == 20)
+        have_wait(server, orders, connections, image)
         began = time.monotonic()
         moved = httpx2.put(f"{server.url}/models/digits/aliases/stable", json={"version": 1}, timeout=60)
         assert moved.status_code == 200
@@ -186,10 +192,7 @@ def test_a_change_of_models_does_not_wait_for_the_queue(server: Server, orders: 
 def test_a_worker_that_dies_leaves_nothing_in_the_queue(server: Server, orders: Path, image: bytes) -> None:
     with ExitStack() as crowd:
         connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(6)]
-        orders.write_text("slow")
-        for each in connections:
-            each.sendall(request(image))
-        eventually(lambda: server.metric(IN_FLIGHT) == 6)
+        have_wait(server, orders, connections, image)
         (worker,) = workers_of(server)
         os.kill(worker, signal.SIGKILL)
         eventually(lambda: server.metric(IN_FLIGHT) <= 1, within=2)

@@ -56,11 +56,6 @@ def alone(digits_models: Path) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def image(seven: Path) -> bytes:
-    return seven.read_bytes()
-
-
 def test_a_worker_answers_in_the_same_words(server: Server, image: bytes) -> None:
     with connected(server) as connection:
         connection.sendall(request(image, "X-Priority: normal", target="/classify?top_k=3"))

@@ -23,11 +23,6 @@ def server(digits_models: Path) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def image(seven: Path) -> bytes:
-    return seven.read_bytes()
-
-
 @pytest.mark.parametrize(
     ("body", "query", "headers"),
     [
