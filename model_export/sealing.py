@@ -11,7 +11,7 @@ from model_export.errors import ExportError
 from model_export.regions import head_weights
 from service.artifact import CARD_PROPERTY, ArtifactError, HeadRecord, ModelCard, StoredTensor
 from service.cam import read_head
-from service.golden import GoldenMismatch, replay
+from service.golden import GoldenMismatch, Replay
 from service.runtime import open_onnx
 from service.seal import seal
 
@@ -37,7 +37,7 @@ def write_artifact(model: onnx.ModelProto, card: ModelCard, path: Path) -> Model
         file.flush()
         os.fsync(file.fileno())
     try:
-        replay(open_onnx(path, "cpu", threads=1), sealed, read_head(path, sealed.head))
+        Replay(open_onnx(path, "cpu", threads=1), sealed, read_head(path, sealed.head)).finish()
     except (GoldenMismatch, ArtifactError) as error:
         raise ExportError(f"the finished file fails its own golden images: {error}") from error
     return sealed

@@ -5,13 +5,11 @@ request would be; the pixels must be equal and the logits within the tolerance t
 """
 
 import hashlib
-import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+import threading
 
 import numpy as np
 
-from service.artifact import Golden, ModelCard
+from service.artifact import ArtifactError, Golden, ModelCard
 from service.cam import Head
 from service.costs import Arrangement
 from service.errors import ServiceError
@@ -28,36 +26,67 @@ class GoldenMismatch(Exception):
     """The model does not answer as it did in torch. The message names the stage that differs: pixels or logits."""
 
 
-def replay(backend: Backend, card: ModelCard, head: Head | None = None) -> float | None:
-    """Run a card's golden images; the largest absolute difference of a logit, None for a card without golden images.
+class Replay:
+    """A card's golden images, run in any batches, all of which `finish` compares; a blank image for a card without.
 
-    The first arrangement of the cores runs all of them. Another one, which runs the same file and differs in the number
-    of threads, runs one for each lane. Lanes run side by side, as they will under load, in batches of a few images.
-
-    Raises:
-        GoldenMismatch: other pixels, or logits further away than the tolerance.
-        ArtifactError: `head` is not what makes the logits out of the features.
+    So what is run to time a model proves it as well: in each arrangement and each batch size that is timed.
     """
-    if not card.golden or not card.parity:
-        return None
-    pixels = np.stack(golden_pixels(card))  # (n, H, W, 3) uint8
-    expected = np.array([golden.logits for golden in card.golden], dtype=np.float32)  # (n, classes)
-    runs: list[Outputs] = []
-    for arrangement, lanes in backend.lanes.items():
-        count = lanes if runs else len(pixels)
-        runs.append(_run_on(backend, arrangement, lanes, pixels[-count:], features=head is not None))
-    differences = [np.abs(run.logits - expected[-len(run.logits) :]).max() for run in runs]
-    difference = float(np.max(differences))  # NaN if one of them is
-    allowed = card.parity.allowed(expected)
-    if not difference <= allowed:  # also true for NaN
-        raise GoldenMismatch(
-            f"golden logits differ by {difference:.3g}, more than {allowed:.3g}: "
-            f"the weights or the device do not compute what the trained model did{_hint(card)}"
-        )
-    for run in runs:
-        if head is not None and run.features is not None:
-            head.check(run.features, run.logits)
-    return difference
+
+    def __init__(self, backend: Backend, card: ModelCard, head: Head | None = None) -> None:
+        """Raises GoldenMismatch: other pixels than those that the export made of the images."""
+        self._backend = backend
+        self._card = card
+        self._head = head
+        golden = golden_pixels(card) if card.parity else []
+        self._known = bool(golden)
+        blank = np.zeros((card.input.height, card.input.width, card.input.channels), dtype=np.uint8)
+        self._images = np.stack(golden or [blank])  # (images, H, W, 3) uint8
+        self._taken = 0
+        self._taking = threading.Lock()
+        self._runs: list[tuple[np.ndarray, Outputs]] = []
+
+    def run(self, count: int, arrangement: Arrangement = "together") -> None:
+        """Run a batch of the next images, over and over; several threads may.
+
+        Raises:
+            ArtifactError: it gives other than a row of logits for each image.
+        """
+        with self._taking:
+            first, self._taken = self._taken, self._taken + count
+        which = np.arange(first, first + count) % len(self._images)
+        features = self._head is not None and first < len(self._images)
+        outputs = self._backend.run(self._images[which], features=features, arrangement=arrangement)
+        expected = (count, len(self._card.labels))
+        if outputs.logits.shape != expected:
+            raise ArtifactError(f"a batch of {count} gives logits {outputs.logits.shape} instead of {expected}")
+        self._runs.append((which, outputs))
+
+    def finish(self, arrangement: Arrangement = "together") -> float | None:
+        """Run the golden images that no run has had; the largest absolute difference of a logit in any run, None for a
+        card without golden images.
+
+        Raises:
+            GoldenMismatch: logits further away than the tolerance.
+            ArtifactError: the head is not what makes the logits out of the features; or as in `run`.
+        """
+        if not self._known or self._card.parity is None:
+            return None
+        at_once = self._backend.input.shape[0] or MOST_AT_ONCE
+        while (left := len(self._images) - self._taken) > 0:
+            self.run(min(left, at_once), arrangement)
+        expected = np.array([golden.logits for golden in self._card.golden], dtype=np.float32)  # (images, classes)
+        # NaN if one of them is.
+        difference = float(np.max([np.abs(run.logits - expected[which]).max() for which, run in self._runs]))
+        allowed = self._card.parity.allowed(expected)
+        if not difference <= allowed:  # also true for NaN
+            raise GoldenMismatch(
+                f"golden logits differ by {difference:.3g}, more than {allowed:.3g}: "
+                f"the weights or the device do not compute what the trained model did{_hint(self._card)}"
+            )
+        for _, run in self._runs:
+            if self._head is not None and run.features is not None:
+                self._head.check(run.features, run.logits)
+        return difference
 
 
 def golden_pixels(card: ModelCard) -> list[np.ndarray]:
@@ -67,24 +96,6 @@ def golden_pixels(card: ModelCard) -> list[np.ndarray]:
         GoldenMismatch: other pixels than those that the export made of them.
     """
     return [_pixels(golden, position, card) for position, golden in enumerate(card.golden)]
-
-
-def images_at_once(backend: Backend, card: ModelCard) -> int:
-    """How many golden images one run of the replay had, at most; 0 of a card without any."""
-    images = len(card.golden)
-    return math.ceil(images / _runs(images, next(iter(backend.lanes.values()))))
-
-
-def _runs(images: int, lanes: int) -> int:
-    return max(1, math.ceil(images / MOST_AT_ONCE), min(images, lanes))
-
-
-def _run_on(backend: Backend, arrangement: Arrangement, lanes: int, pixels: np.ndarray, *, features: bool) -> Outputs:
-    batches = np.array_split(pixels, _runs(len(pixels), lanes))
-    with ThreadPoolExecutor(lanes, thread_name_prefix="golden") as pool:
-        runs = list(pool.map(partial(backend.run, features=features, arrangement=arrangement), batches))
-    maps = [run.features for run in runs if run.features is not None]
-    return Outputs(np.concatenate([run.logits for run in runs]), np.concatenate(maps) if maps else None)
 
 
 def _hint(card: ModelCard) -> str:

@@ -222,6 +222,7 @@ class Worker:
             golden_pixels(model.card)
         else:
             opened = self._opener.open(location)
+            opened.replay.finish()
             model = _Model(route, opened.card, opened.backend)
         if state(location) != route.seen:
             raise OSError(f"{location} has changed since the server loaded it")

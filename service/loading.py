@@ -4,15 +4,13 @@ import logging
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 from service.artifact import ArtifactError, ModelCard
 from service.cam import Head
 from service.costs import Arrangement, Costs, measure
 from service.folder import Location
-from service.golden import GoldenMismatch, images_at_once
+from service.golden import GoldenMismatch
 from service.lifecycle import LOADING
-from service.opening import Opener, Progress, state
+from service.opening import Opened, Opener, Progress, state
 from service.runtime import Backend, DeviceError
 from service.watched import Fingerprint
 
@@ -43,7 +41,7 @@ def load(
     *,
     beside_traffic: bool = False,
 ) -> LoadedModel:
-    """Open one model, replay its golden images and measure what its batches cost, telling `progress` the phase.
+    """Open one model and measure what its batches cost, with its golden images, telling `progress` the phase.
 
     Beside traffic the calling thread leaves the cores to it, for good.
 
@@ -52,32 +50,33 @@ def load(
     """
     progress(LOADING)
     files = state(location)
-    backend, card, head, difference, seconds_to_open = opener.open(location, progress, beside_traffic=beside_traffic)
+    opened = opener.open(location, progress, beside_traffic=beside_traffic)
     opened_at = time.monotonic()
-    costs = _warm_up(backend, card, backend.input.shape[0] or max_batch, progress)
-    backend.keep(costs.arrangements)
-    seconds = seconds_to_open + time.monotonic() - opened_at
-    return LoadedModel(location, files, card, backend, costs, head, difference, seconds)
+    costs = _warm_up(opened, max_batch, progress)
+    difference = opened.replay.finish(costs.crowd)
+    if difference is None:
+        log.warning("%s has no golden images: nothing proves that it answers as it was trained", location)
+    opened.backend.keep(costs.arrangements)
+    seconds = opened.seconds + time.monotonic() - opened_at
+    return LoadedModel(location, files, opened.card, opened.backend, costs, opened.head, difference, seconds)
 
 
-def _warm_up(backend: Backend, card: ModelCard, max_batch: int, progress: Progress) -> Costs:
+def _warm_up(opened: Opened, max_batch: int, progress: Progress) -> Costs:
     """Time the batch sizes; it also shows a graph that answers only the first image, and lets CUDA see every size."""
-    tried = {images_at_once(backend, card)}
+    largest = 0
 
     def run(size: int, arrangement: Arrangement) -> None:
-        tried.add(size)
-        blank = np.zeros((size, card.input.height, card.input.width, card.input.channels), dtype=np.uint8)
-        logits = backend.run(blank, arrangement=arrangement).logits
-        if logits.shape != (size, len(card.labels)):
-            raise ArtifactError(
-                f"a batch of {size} gives logits {logits.shape} instead of ({size}, {len(card.labels)})"
-            )
+        nonlocal largest
+        largest = max(largest, size)
+        opened.replay.run(size, arrangement)
 
     def tell(*step: int) -> None:
         progress("warmup {}/{}".format(*step))
 
-    costs = measure(run, backend.lanes, _powers_of_two(max_batch), tell, linear=backend.device == "cpu")
-    if max(tried) == 1 and len(costs.sizes) > 1:
+    backend = opened.backend
+    sizes = _powers_of_two(backend.input.shape[0] or max_batch)
+    costs = measure(run, backend.lanes, sizes, tell, linear=backend.device == "cpu")
+    if largest == 1 and len(costs.sizes) > 1:
         run(costs.sizes[1], costs.crowd)
     return costs
 

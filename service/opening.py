@@ -1,4 +1,4 @@
-"""From a model file to a model that is proved, but not yet warm: its session, its card, its golden images replayed.
+"""From a model file to a model that is to be proved: its session, its card, its golden images as pixels.
 
 What can be checked of the file is checked before onnxruntime reads it.
 """
@@ -16,7 +16,7 @@ from service.cam import Head, read_head
 from service.cpus import available_cpus, yield_to_others
 from service.external_data import refuse_other_files
 from service.folder import Location, RepositoryError, discover
-from service.golden import replay
+from service.golden import Replay
 from service.plain import CONFIG_NAME, NormalisingBackend, card_from_config, refuse_normalisation
 from service.runtime import Backend, OpenBackend, open_onnx
 from service.seal import find_card, unsealed_card
@@ -31,20 +31,20 @@ GOLDEN = "golden"
 
 
 class Opened(NamedTuple):
-    """A model that answers as it was trained, and how long it took to open and prove it.
+    """A model whose `replay` is to show that it answers as it was trained, and how long it took to open it.
 
-    `head` is what explains its answers, where it has one; `golden_max_abs_diff` is None without golden images.
+    `head` is what explains its answers, where it has one.
     """
 
     backend: Backend
     card: ModelCard
     head: Head | None
-    golden_max_abs_diff: float | None
+    replay: Replay
     seconds: float
 
 
 class Opener:
-    """Opens and proves model files, and the first one ahead of time."""
+    """Opens model files, and the first one ahead of time."""
 
     def __init__(self, open_backend: OpenBackend, signers: Signers | None = None) -> None:
         """With `signers`, one of them must have signed each file."""
@@ -63,8 +63,7 @@ class Opener:
         thread.shutdown(wait=False)
 
     def open(self, location: Location, progress: Progress = lambda _: None, *, beside_traffic: bool = False) -> Opened:
-        """Open a model file and replay its golden images, or take the model that was opened ahead if its file has not
-        changed since.
+        """Open a model file, or take the model that was opened ahead if its file has not changed since.
 
         Beside traffic the calling thread leaves the cores to it, for good. That is not so while the session is built:
         the threads that it starts would inherit it.
@@ -101,10 +100,7 @@ class Opener:
         _check_shapes(backend, card)
         progress(GOLDEN)
         head = read_head(path, card.head)
-        difference = replay(backend, card, head)
-        if difference is None:
-            log.warning("%s has no golden images: nothing proves that it answers as it was trained", location)
-        return Opened(backend, card, head, difference, time.monotonic() - started)
+        return Opened(backend, card, head, Replay(backend, card, head), time.monotonic() - started)
 
 
 def opener_for(settings: Settings) -> Opener:

@@ -3,7 +3,8 @@
 import base64
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.artifact import CARD_PROPERTY, ArtifactError, ModelCard
+from service.costs import Arrangement
 from service.folder import Location, RepositoryError, discover
 from service.golden import GoldenMismatch
 from service.loading import LoadedModel, load
 from service.opening import Opener
-from service.runtime import DeviceError, open_onnx
+from service.runtime import Array, Backend, DeviceError, Outputs, open_onnx
 from service.seal import seal
 from tests.backends import ColourBackend
 
@@ -121,6 +123,58 @@ def test_a_golden_image_that_is_no_image_is_named(digits_model: Path, tmp_path: 
     change = change_card(lambda card: card["golden"][2].update(image_base64=garbage))
     with pytest.raises(GoldenMismatch, match="golden image 2"):
         load_file(changed(digits_model, tmp_path, change))
+
+
+class Watched:
+    """A real backend that can be slow, remembers what it ran, and can answer some batches wrongly."""
+
+    def __init__(
+        self, inner: Backend, seconds: float = 0.0, wrong: Callable[[int, Arrangement], bool] = lambda *_: False
+    ) -> None:
+        self.device, self.metadata, self.input, self.output = inner.device, inner.metadata, inner.input, inner.output
+        self.lanes = inner.lanes
+        self.images: set[bytes] = set()
+        self._inner = inner
+        self._seconds = seconds
+        self._wrong = wrong
+
+    def run(self, images: Array, *, features: bool = False, arrangement: Arrangement = "together") -> Outputs:
+        time.sleep(self._seconds * len(images))
+        self.images |= {each.tobytes() for each in images}
+        outputs = self._inner.run(images, features=features, arrangement=arrangement)
+        factor = np.float32(1.1 if self._wrong(len(images), arrangement) else 1)
+        return Outputs(outputs.logits * factor, outputs.features)
+
+    def keep(self, arrangements: Collection[Arrangement]) -> None:
+        self._inner.keep(arrangements)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1])
+def test_every_golden_image_is_run_however_few_runs_the_timing_takes(seconds: float, digits_model: Path) -> None:
+    backend = Watched(open_onnx(digits_model, "cpu", threads=1), seconds)
+    load(Location("digits", 1, digits_model), Opener(lambda _: backend), 8, lambda _: None)
+    assert len(backend.images) == 8
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda size, _: size == 1,
+        lambda size, _: size == 4,
+        lambda _, arrangement: arrangement == "together",
+        lambda _, arrangement: arrangement == "spread",
+    ],
+    ids=["one image", "four images", "together", "spread"],
+)
+def test_golden_images_prove_each_batch_size_and_arrangement_that_is_timed(
+    wrong: Callable[[int, Arrangement], bool], digits_model: Path
+) -> None:
+    backend = Watched(open_onnx(digits_model, "cpu", threads=2, spread=True), wrong=wrong)
+    with pytest.raises(GoldenMismatch, match="logits differ"):
+        load(Location("digits", 1, digits_model), Opener(lambda _: backend), 4, lambda _: None)
 
 
 def test_a_card_for_another_number_of_classes_is_refused(digits_model: Path, tmp_path: Path) -> None:
