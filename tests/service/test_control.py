@@ -239,8 +239,9 @@ def test_an_alias_in_the_folder_waits_for_its_version(models: Path) -> None:
         aliases.write_text("no json")
         time.sleep(0.1)
         assert classify(client).json()["version"] == 2
-        aliases.unlink()
-        aliases.mkdir()
+        folder = models / "colours" / "folder"
+        folder.symlink_to(models)
+        folder.replace(aliases)  # at once: without the file there would be no alias
         time.sleep(0.1)
         assert classify(client).json()["version"] == 2
         publish(models, "colours", 4)
