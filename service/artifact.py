@@ -44,6 +44,11 @@ class InputSpec(_Record):
     width: PositiveInt
     channels: Literal[3] = 3
 
+    @property
+    def bytes(self) -> int:
+        """Of one image."""
+        return self.height * self.width * self.channels
+
 
 class Preprocessing(_Record):
     """The evaluation transform of the training library, from encoded bytes to the graph's input and normalisation.

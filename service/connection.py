@@ -16,11 +16,11 @@ import orjson
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.content import RawHeaders
 from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
 from service.exchange import Exchange, request_id
 from service.hang_up import EXTENSION
-from service.plain_head import RawHeaders
 from service.routes.short_classify import ShortClassify
 from service.routes.short_way import PlainRequest, Reply, ShortWay
 from service.unread import LINGER_SECONDS

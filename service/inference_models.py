@@ -24,15 +24,7 @@ EXTENSIONS = (
 
 def signature_of(model: ServedModel, max_images: int) -> Signature:
     """A model's input and output; `max_images` is the most in one request."""
-    return Signature(
-        input=model.backend.input.name,
-        height=model.card.input.height,
-        width=model.card.input.width,
-        channels=model.card.input.channels,
-        output=model.backend.output.name,
-        labels=model.card.labels,
-        max_images=max_images,
-    )
+    return Signature.of(model.card, model.backend.input.name, model.backend.output.name, max_images)
 
 
 def server_metadata() -> dict[str, Any]:

@@ -13,11 +13,12 @@ import base64
 import binascii
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.artifact import ModelCard
 from service.errors import InternalError, InvalidRequest
 from service.tickets import Priority
 
@@ -44,6 +45,12 @@ class Signature:
     def image_bytes(self) -> int:
         """Bytes of one image's tensor."""
         return self.height * self.width * self.channels
+
+    @classmethod
+    def of(cls, card: ModelCard, input_name: str, output_name: str, max_images: int) -> Self:
+        """Of a model with this card, whose graph names its input and output so."""
+        shape = card.input.height, card.input.width, card.input.channels
+        return cls(input_name, *shape, output_name, card.labels, max_images)
 
 
 @dataclass(frozen=True)

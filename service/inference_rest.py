@@ -7,13 +7,16 @@ Triton's docs/protocol/extension_binary_data.md
 """
 
 import json
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, StrictBool, StrictInt, ValidationError
 
 from service.artifact import first_problem
+from service.compression import accepted, deflate
+from service.content import Content, RawHeaders
 from service.errors import InvalidRequest
 from service.inference_protocol import (
     Images,
@@ -28,9 +31,30 @@ from service.inference_protocol import (
     understand,
 )
 
+HEADER_LENGTH = "inference-header-content-length"
+OCTETS = b"application/octet-stream"
+# A smaller answer is not worth compressing: it fits a packet.
+WORTH_COMPRESSING = 1400
 # More than any length has that is served; Python reads no number of thousands.
 MOST_DIGITS = 18
 _Parameters = dict[str, StrictBool | StrictInt | float | str]
+
+
+class SentAs(NamedTuple):
+    """What the headers say of both bodies: how the request's is coded, how much of it is JSON, and how to answer."""
+
+    coding: str
+    header_length: str | None
+    accept: str
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Self:
+        """From headers that are found by their names in lower case."""
+        return cls(
+            headers.get("content-encoding", ""),
+            headers.get(HEADER_LENGTH),
+            headers.get("accept-encoding", ""),
+        )
 
 
 class _Input(BaseModel):
@@ -153,8 +177,8 @@ def _content(given: _Input, binary: bytes) -> Any:
 
 
 def render(
-    logits: NDArray[np.float32], wanted: Wanted, signature: Signature, about: dict[str, str]
-) -> tuple[bytes, int | None]:
+    logits: NDArray[np.float32], wanted: Wanted, signature: Signature, about: dict[str, str], accept: str
+) -> Content:
     """The answer for logits `[n, classes]`.
 
     Args:
@@ -162,16 +186,30 @@ def render(
         wanted: how to write them.
         signature: of the model.
         about: model_name, model_version and id.
-
-    Returns:
-        The body, and the length of the JSON in it where binary data follow.
+        accept: the header Accept-Encoding, "" if there was none.
 
     Raises:
         InternalError: the logits are not finite.
     """
     tensor = answer(logits, wanted, signature)
-    binary = tensor.to_bytes() if wanted.binary else b""
     output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-    output |= {"parameters": {"binary_data_size": len(binary)}} if wanted.binary else {"data": tensor.to_list()}
-    header = json.dumps({key: value for key, value in about.items() if value} | {"outputs": [output]}).encode()
-    return (header + binary, len(header)) if wanted.binary else (header, None)
+    if not wanted.binary:
+        output |= {"data": tensor.to_list()}
+        return _compressed([(b"content-type", b"application/json")], _header(output, about), accept)
+    binary = tensor.to_bytes()
+    header = _header(output | {"parameters": {"binary_data_size": len(binary)}}, about)
+    headers = [(b"content-type", OCTETS), (HEADER_LENGTH.encode(), b"%d" % len(header))]
+    return _compressed(headers, header + binary, accept)
+
+
+def _header(output: dict[str, Any], about: dict[str, str]) -> bytes:
+    return json.dumps({key: value for key, value in about.items() if value} | {"outputs": [output]}).encode()
+
+
+def _compressed(headers: RawHeaders, body: bytes, accept: str) -> Content:
+    coding = accepted(accept)
+    if not coding or len(body) <= WORTH_COMPRESSING:
+        return Content(headers, body)
+    return Content(
+        [*headers, (b"content-encoding", coding.encode()), (b"vary", b"accept-encoding")], deflate(body, coding)
+    )

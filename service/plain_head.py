@@ -14,6 +14,7 @@ import httptools
 from pydantic import ValidationError
 
 from service.artifact import Preprocessing
+from service.content import RawHeaders
 from service.image import PROMPT, Bounds, is_within
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.uploads import is_image
@@ -31,8 +32,6 @@ HEAD_END = b"\r\n\r\n"
 _NOT_PLAIN = (b"transfer-encoding", b"expect", b"upgrade")
 # To these a worker has no answer of its own.
 _NOT_SIMPLE = (b"x-priority", b"x-canary-key")
-
-RawHeaders = list[tuple[bytes, bytes]]
 
 
 class NotSimple(Exception):

@@ -27,7 +27,7 @@ def new_memory() -> FileIO:
 
 def fits(card: ModelCard) -> bool:
     """Whether an image of this model, and its logits, have room in a place."""
-    return _pixel_bytes(card) + 4 * len(card.labels) <= PLACE_BYTES
+    return card.input.bytes + 4 * len(card.labels) <= PLACE_BYTES
 
 
 class SharedImages:
@@ -39,14 +39,10 @@ class SharedImages:
 
     def pixels(self, place: int, card: ModelCard) -> Pixels:
         """The image in a place, uint8 `[height, width, 3]`, to be written or read."""
-        count, shape = _pixel_bytes(card), (card.input.height, card.input.width, card.input.channels)
+        count, shape = card.input.bytes, (card.input.height, card.input.width, card.input.channels)
         return np.frombuffer(self._memory, np.uint8, count, place * PLACE_BYTES).reshape(shape)
 
     def logits(self, place: int, card: ModelCard) -> Logits:
         """Its logits, float32 `[classes]`."""
         classes = len(card.labels)
         return np.frombuffer(self._memory, np.float32, classes, (place + 1) * PLACE_BYTES - 4 * classes)
-
-
-def _pixel_bytes(card: ModelCard) -> int:
-    return card.input.height * card.input.width * card.input.channels

@@ -22,10 +22,10 @@ from service.inference_models import (
     signature_of,
 )
 from service.inference_protocol import Signature
-from service.inference_rest import parse_control
+from service.inference_rest import SentAs, parse_control
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service, administration, on_admin_port
-from service.routes.inferences import SentAs, inferred, limit_of, model_of, refuse_when_full
+from service.routes.inferences import inferred, limit_of, model_of, refuse_when_full
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 # Probes have no key.

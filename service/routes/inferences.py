@@ -1,48 +1,25 @@
 """What a caller of a model's `infer` asks, as an order to the pipeline, and the answer in the protocol's bytes."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple, Self
 
-from service.compression import accepted, deflate, inflate
+from service.compression import inflate
+from service.content import Content
 from service.deadlines import before
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.inference_models import signature_of
-from service.inference_protocol import Inference, Signature, Wanted
-from service.inference_rest import json_length, parse, render
+from service.inference_protocol import Inference, Signature
+from service.inference_rest import SentAs, json_length, parse, render
 from service.pipeline import Order
 from service.repository import ServedModel
-from service.routes.content import Content
 from service.routes.dependencies import Parts
-from service.tickets import Logits, Priority, slowest
+from service.tickets import Priority, slowest
 
-HEADER_LENGTH = "inference-header-content-length"
-OCTETS = b"application/octet-stream"
-# A smaller answer is not worth compressing: it fits a packet.
-WORTH_COMPRESSING = 1400
 # What takes less than handing it to another thread: bytes of a body to copy and of JSON to read, logits to write down
 # and to compress.
 SOON_COPIED = 2**20
 SOON_PARSED = 2**12
 SOON_RENDERED = 2**12
-
-
-class SentAs(NamedTuple):
-    """What the headers say of both bodies: how the request's is coded, how much of it is JSON, and how to answer."""
-
-    coding: str
-    header_length: str | None
-    accept: str
-
-    @classmethod
-    def of(cls, headers: Mapping[str, str]) -> Self:
-        """From headers that are found by their names in lower case."""
-        return cls(
-            headers.get("content-encoding", ""),
-            headers.get(HEADER_LENGTH),
-            headers.get("accept-encoding", ""),
-        )
 
 
 def model_of(name: str, version: int | None, canary_key: str, exchange: Exchange, service: Parts) -> ServedModel:
@@ -74,7 +51,7 @@ async def inferred(
     logits, stages = await service.pipeline.infer(asked.images, Order(model, 1, deadline, on_hang_up, asked.priority))
     exchange.stages = slowest(stages)
     about = {"model_name": model.name, "model_version": str(model.version), "id": asked.id}
-    answer = partial(_answer, logits, asked.wanted, signature, about, accepted(sent_as.accept))
+    answer = partial(render, logits, asked.wanted, signature, about, sent_as.accept)
     soon = asked.wanted.binary and not asked.wanted.classes and logits.size + len(asked.id) <= SOON_RENDERED
     return answer() if soon else await service.pipeline.aside(answer)
 
@@ -86,14 +63,3 @@ async def _understood(body: bytes, sent_as: SentAs, signature: Signature, servic
         return parse(body, length, signature)
     size = service.settings.max_request_bytes
     return await service.pipeline.aside(lambda: parse(inflate(body, coding, size), length, signature))
-
-
-def _answer(logits: Logits, wanted: Wanted, signature: Signature, about: dict[str, str], coding: str) -> Content:
-    body, header_length = render(logits, wanted, signature, about)
-    headers = [(b"content-type", b"application/json" if header_length is None else OCTETS)]
-    if header_length is not None:
-        headers.append((HEADER_LENGTH.encode(), b"%d" % header_length))
-    if coding and len(body) > WORTH_COMPRESSING:
-        body = deflate(body, coding)
-        headers += [(b"content-encoding", coding.encode()), (b"vary", b"accept-encoding")]
-    return Content(headers, body)

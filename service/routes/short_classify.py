@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import orjson
 
+from service.content import Content
 from service.errors import PROBLEM_JSON, ServiceError
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.plain_head import PATH, is_plain_image, read_headers, read_query
-from service.routes.content import Content
 from service.routes.dependencies import Parts
 from service.routes.orders import answer_body, asked_model, last_byte, order_for
 from service.routes.short_way import MOST_BYTES

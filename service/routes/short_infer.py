@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import orjson
 
+from service.content import Content
 from service.errors import ServiceError
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
+from service.inference_rest import SentAs
 from service.plain_head import MOST_TARGET_BYTES, REMEMBERED
-from service.routes.content import Content
 from service.routes.dependencies import Parts
-from service.routes.inferences import SentAs, inferred, limit_of, model_of, refuse_when_full
+from service.routes.inferences import inferred, limit_of, model_of, refuse_when_full
 from service.routes.short_way import MOST_BYTES
 
 # A name with other characters, or a query, is for the frameworks to decode.

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from starlette.datastructures import Headers
 
+from service.content import Content, RawHeaders
 from service.errors import ServiceError
 from service.exchange import Exchange, request_id
 from service.hang_up import OnHangUp
 from service.intake import Share
-from service.plain_head import METHOD, RawHeaders, plain_length
-from service.routes.content import Content
+from service.plain_head import METHOD, plain_length
 from service.routes.dependencies import Parts
 from service.routes.problems import problem_headers, told
 from service.tracing import trace_id, trace_response

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from service.plain_head import RawHeaders
+RawHeaders = list[tuple[bytes, bytes]]
 
 
 class Content(NamedTuple):
