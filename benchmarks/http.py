@@ -1,6 +1,7 @@
 """What HTTP and decoding take where the network takes nothing, without and with workers: `python -m benchmarks.http`.
 
-On a GPU the network leaves the cores to HTTP and to decoding. A network of one small matrix product does so on any
+JPEGs are sent to `/classify`, and tensors, which need no decoding, by the Open Inference Protocol. On a GPU the network
+leaves the cores to that. A network of one small matrix product does so on any
 machine. Both kinds of server take turns; prints a Markdown table with the medians of the rounds.
 """
 
@@ -10,6 +11,7 @@ import statistics
 import sys
 from collections import defaultdict
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.load import Outcome, closed_loop
 from benchmarks.subjects import SubjectError, serving
-from benchmarks.workloads import CLASSES, FOLDER, WORKLOADS, jpegs
+from benchmarks.workloads import CLASSES, FOLDER, WORKLOADS, jpegs, tensors
 from model_export.speed import processor
 from service.cpus import available_cpus
 
 PORT = 8191
+NAME = "nothing"
 CONNECTIONS = (8, 32, 128)
 SIDE, STRIDE = 224, 32
 WARM_SECONDS = 3.0
@@ -33,21 +36,23 @@ IMAGES = 16
 def main() -> int:
     """Measure and print; the exit code."""
     options = _parser().parse_args()
-    models = _models(FOLDER / "models" / "nothing")
-    found: dict[tuple[int, int], list[tuple[Outcome, float, float]]] = defaultdict(list)
+    models = _models(FOLDER / "models" / NAME)
+    found: dict[tuple[str, int, int], list[tuple[Outcome, float, float]]] = defaultdict(list)
     try:
         for number in range(options.rounds):
             for workers in (0, options.workers):
                 print(f"round {number + 1} of {options.rounds}: {workers} workers …", file=sys.stderr)
-                for connections, outcome, server, others in _measured(models, workers, options.seconds):
-                    found[workers, connections].append((outcome, server, others))
+                for sent, connections, outcome, server, others in _measured(models, workers, options.seconds):
+                    found[sent, workers, connections].append((outcome, server, others))
     except SubjectError as error:
         print(f"benchmarks.http: {error}", file=sys.stderr)
         return 1
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {available_cpus()} CPUs, 500×375 JPEG to {SIDE}×{SIDE}\n")
-    print("| workers | connections | images/s | p50, ms | p99, ms | CPU of the server, ms | of its workers, ms |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for (workers, connections), rounds in found.items():
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {available_cpus()} CPUs, {SIDE}×{SIDE}\n")
+    print(
+        "| sent | workers | connections | images/s | p50, ms | p99, ms | CPU of the server, ms | of its workers, ms |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for (sent, workers, connections), rounds in sorted(found.items()):
         rates = ", ".join(f"{outcome.per_second:,.0f}" for outcome, _, _ in rounds)
         cells = [
             statistics.median(1e3 * outcome.quantile(0.5) for outcome, _, _ in rounds),
@@ -55,23 +60,25 @@ def main() -> int:
             statistics.median(server for _, server, _ in rounds),
             statistics.median(others for _, _, others in rounds),
         ]
-        print(f"| {workers} | {connections} | {rates} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+        print(f"| {sent} | {workers} | {connections} | {rates} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
     return 0
 
 
-def _measured(models: Path, workers: int, seconds: float) -> list[tuple[int, Outcome, float, float]]:
-    """For each number of connections: what was answered, and ms of CPU of the server and of its workers for each."""
-    shots = WORKLOADS["W2"].shots(jpegs(*WORKLOADS["W2"].side, IMAGES))
+def _measured(models: Path, workers: int, seconds: float) -> list[tuple[str, int, Outcome, float, float]]:
+    """For each kind of body and number of connections: what was answered, and ms of CPU of the server and of its
+    workers for each."""
+    images = jpegs(*WORKLOADS["W2"].side, IMAGES)
+    kinds = {"500×375 JPEG": WORKLOADS["W2"].shots(images), "tensor": tensors(images, NAME)}
     measured = []
     with serving(models, PORT, FOLDER / "nothing.log", "--http-workers", str(workers)) as (process, _):
-        closed_loop(PORT, shots, CONNECTIONS[0], WARM_SECONDS)
-        for connections in CONNECTIONS:
+        closed_loop(PORT, kinds["500×375 JPEG"], CONNECTIONS[0], WARM_SECONDS)
+        for (sent, shots), connections in product(kinds.items(), CONNECTIONS):
             before = _cpu_milliseconds(process.pid)
             outcome = closed_loop(PORT, shots, connections, seconds)
             if set(outcome.statuses) != {200}:
                 raise SubjectError(f"it answers {dict(outcome.statuses)}")
             server, others = np.subtract(_cpu_milliseconds(process.pid), before) / len(outcome.latencies)
-            measured.append((connections, outcome, float(server), float(others)))
+            measured.append((sent, connections, outcome, float(server), float(others)))
     return measured
 
 
@@ -94,7 +101,7 @@ def _models(folder: Path) -> Path:
             helper.make_node("Flatten", ["float"], ["flat"]),
             helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
         ],
-        "nothing",
+        NAME,
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
         [
@@ -102,7 +109,7 @@ def _models(folder: Path) -> Path:
             numpy_helper.from_array(weight, "weight"),
         ],
     )
-    path = folder / "nothing" / "1" / "model.onnx"
+    path = folder / NAME / "1" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     recipe = {"resize": 256, "crop": SIDE, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Self
@@ -93,14 +94,15 @@ def _forms(images: list[bytes]) -> list[Shot]:
     return [Shot(post("/classify/batch", {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}, body))]
 
 
-def _tensors(images: list[bytes]) -> list[Shot]:
+def tensors(images: list[bytes], model: str) -> list[Shot]:
+    """As many requests of the Open Inference Protocol, each with one binary tensor of 224×224 for a model."""
     size = 224 * 224 * 3
     tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 224, 224, 3]}
     wanted = {"name": "logits", "parameters": {"binary_data": True}}
     head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": size}}], "outputs": [wanted]})
     pixels = np.random.default_rng(0).integers(0, 256, (len(images), size), dtype=np.uint8)
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-    return [Shot(post("/v2/models/resnet18/infer", headers, head.encode() + each.tobytes())) for each in pixels]
+    return [Shot(post(f"/v2/models/{model}/infer", headers, head.encode() + each.tobytes())) for each in pixels]
 
 
 def _mixed(images: list[bytes]) -> list[Shot]:
@@ -135,7 +137,7 @@ WORKLOADS = {
             "ResNet-18 int8, binary uint8 tensors under /v2",
             {"resnet18": ("resnet18", "int8")},
             (500, 375),
-            _tensors,
+            partial(tensors, model="resnet18"),
             tensors=True,
             classify=False,
         ),

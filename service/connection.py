@@ -21,7 +21,6 @@ from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
 from service.exchange import Exchange, request_id
 from service.hang_up import EXTENSION
-from service.routes.short_classify import ShortClassify
 from service.routes.short_way import PlainRequest, Reply, ShortWay
 from service.unread import LINGER_SECONDS
 from service.workers import Workers
@@ -153,8 +152,8 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, "The request is not valid HTTP.")
 
     def _may_leave(self) -> bool:
-        """Whether nothing was asked on it here, or plain requests for labels come on it and the last is answered; and
-        none has begun.
+        """Whether nothing was asked on it here, or plain requests come on it and the last is answered; and none has
+        begun.
 
         What a worker gave back with a request is answered here first.
         """
@@ -172,12 +171,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _goes_on(self) -> bool:
-        return (
-            isinstance(self.cycle, _PlainCycle)
-            and isinstance(self.cycle.request.asked, ShortClassify)
-            and self.cycle.response_complete
-            and self.cycle.keep_alive
-        )
+        return isinstance(self.cycle, _PlainCycle) and self.cycle.response_complete and self.cycle.keep_alive
 
     def _leaves(self, data: bytes) -> bool:
         own = cast("socket.socket", self.transport.get_extra_info("socket"))

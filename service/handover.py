@@ -72,8 +72,8 @@ class Setup:
 class Route:
     """A model that workers answer for: under the names in `asked`, where "" stands for requests that name none.
 
-    `number` is the load that the server has in service, of files whose state was `seen`. With `run_by_server` a worker
-    decodes, and the server runs.
+    `number` is the load that the server has in service, of files whose state was `seen`; `input` and `output` are its
+    graph's names. With `run_by_server` a worker decodes, and the server runs.
     """
 
     name: str
@@ -82,6 +82,8 @@ class Route:
     path: str
     seen: Fingerprint
     asked: tuple[str, ...]
+    input: str
+    output: str
     batch_size: int
     run_by_server: bool
 

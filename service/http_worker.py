@@ -10,7 +10,6 @@ request, an image that is large or cannot be decoded, a caller who sends slowly.
 every other answer has one place. What arrives while a batch runs is the next batch.
 """
 
-import email.utils
 import logging
 import select
 import signal
@@ -21,14 +20,12 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from service.access import Keys
-from service.answer import Prediction, labels_in_answer, predictions_body, top_predictions_of_each
+from service.answer import top_predictions_of_each
 from service.artifact import ModelCard
 from service.errors import ServiceError, StartError
 from service.exchange import Exchange, request_id
@@ -50,17 +47,19 @@ from service.handover import (
     Setup,
     returned,
 )
-from service.image import PROMPT, QUICK, preprocess
+from service.image import PROMPT, QUICK
+from service.inference_protocol import Signature
 from service.loading import EXPECTED_FAILURES
 from service.logs import configure_logging
 from service.memory import give_back, settle, use_few_arenas
 from service.opening import Opener, card_of, state
-from service.plain_head import METHOD, PATH, NotSimple, SimpleRequest, simple_request
+from service.plain_head import METHOD, NotSimple, SimpleRequest, simple_request
 from service.runtime import Backend, open_onnx
 from service.shared_images import PLACES, SharedImages
 from service.signatures import Signers
+from service.simple_answers import Question, answer, read_question
 from service.tally import Tally
-from service.tickets import Logits, Pixels, Stages
+from service.tickets import Logits, Stages
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +80,7 @@ class _Model:
 
     route: Route
     card: ModelCard
+    signature: Signature
     backend: Backend | None
 
 
@@ -102,13 +102,14 @@ class _Connection:
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """A request whose image is decoded, which took `decode_seconds`, at `decoded_at` by `time.monotonic()`."""
+    """A request for `path` whose image is decoded, which took `decode_seconds`, at `decoded_at` by
+    `time.monotonic()`."""
 
     connection: _Connection
     model: _Model
     exchange: Exchange
-    top_k: int
-    pixels: Pixels
+    path: str
+    question: Question
     decode_seconds: float
     decoded_at: float
 
@@ -203,7 +204,7 @@ class Worker:
         try:
             for route in routes:
                 known = loaded.get(route.number)
-                model = _Model(route, known.card, known.backend) if known else self._opened(route)
+                model = _Model(route, known.card, known.signature, known.backend) if known else self._opened(route)
                 self._models |= dict.fromkeys(route.asked, model)
                 self._tell()  # that it is alive
         except EXPECTED_FAILURES as error:
@@ -217,16 +218,17 @@ class Worker:
     def _opened(self, route: Route) -> _Model:
         """The model, proved again: what this process answers is what was trained, too."""
         location = Location(route.name, route.version, Path(route.path))
+        backend: Backend | None = None
         if route.run_by_server:
-            model = _Model(route, card_of(location), None)
-            golden_pixels(model.card)
+            card = card_of(location)
+            golden_pixels(card)
         else:
             opened = self._opener.open(location)
             opened.replay.finish()
-            model = _Model(route, opened.card, opened.backend)
+            card, backend = opened.card, opened.backend
         if state(location) != route.seen:
             raise OSError(f"{location} has changed since the server loaded it")
-        return model
+        return _Model(route, card, Signature.of(card, route.input, route.output, max_images=1), backend)
 
     def _take(self, connection: socket.socket, received: bytes) -> None:
         taken = _Connection(connection, time.monotonic(), received)
@@ -272,7 +274,7 @@ class Worker:
 
     def _model_for(self, asked: SimpleRequest) -> _Model:
         model = self._models.get(asked.head.model)
-        if model is None or not asked.is_within(PROMPT if model.backend is None else QUICK, model.card.preprocessing):
+        if model is None or not asked.is_within(PROMPT if model.backend is None else QUICK, model.card):
             raise NotSimple
         return model
 
@@ -285,23 +287,23 @@ class Worker:
                 continue
             try:
                 self._decoded.append(self._request(connection, model, asked, since))
-            except ServiceError:
+            except (ServiceError, NotSimple):
                 self._return(connection)
 
     def _request(self, connection: _Connection, model: _Model, asked: SimpleRequest, since: float) -> _Request:
         """A request that is whole since then, ready to run.
 
         Raises:
-            ServiceError: it is for the server to answer.
+            ServiceError, NotSimple: it is for the server to answer.
         """
         began = time.monotonic()
         exchange = Exchange(request_id(asked.head.request_id), since)
         self._keys.check(asked.head.headers)
-        top_k = labels_in_answer(asked.head.top_k, len(model.card.labels))
-        pixels = preprocess(asked.encoded, model.card.preprocessing, self._max_pixels)  # (H, W, 3) uint8
+        question = read_question(asked, model.card, model.signature, self._max_pixels)
         exchange.model, exchange.version = model.route.name, str(model.route.version)
         decoded_at = time.monotonic()
-        return _Request(connection, model, exchange, top_k, pixels, decoded_at - began, decoded_at)
+        seconds = 0.0 if question.inference else decoded_at - began
+        return _Request(connection, model, exchange, asked.head.path, question, seconds, decoded_at)
 
     def _answer_decoded(self) -> None:
         """Run what is decoded, in batches, and answer; or have it run."""
@@ -325,7 +327,7 @@ class Worker:
                 self._decoded.append(request)
                 continue
             place = self._free.pop()
-            self._images.pixels(place, model.card)[:] = request.pixels
+            self._images.pixels(place, model.card)[:] = request.question.pixels
             self._asked[place] = request
             deadlines[place] = request.connection.since + self._timeout
         if deadlines:
@@ -350,7 +352,7 @@ class Worker:
             self._answer_all([request for request, _ in answered], np.stack([logits for _, logits in answered]))
 
     def _answer_batch(self, backend: Backend, batch: list[_Request]) -> None:
-        images = np.stack([request.pixels for request in batch])  # (n, H, W, 3) uint8
+        images = np.stack([request.question.pixels for request in batch])  # (n, H, W, 3) uint8
         started = time.monotonic()
         logits = backend.run(images).logits  # (n, classes) float32
         finished = time.monotonic()
@@ -364,23 +366,19 @@ class Worker:
         """Answer requests for one model, whose stages are known, with a row of logits `[n, classes]` each."""
         model = batch[0].model
         try:
-            answers = top_predictions_of_each(logits, model.card.labels, [request.top_k for request in batch])
+            top_ks = [request.question.top_k for request in batch]
+            answers = top_predictions_of_each(logits, model.card.labels, top_ks)
         except ServiceError:
             for request in batch:
                 self._return(request.connection)
             return
-        for request, predictions in zip(batch, answers, strict=True):
-            self._answer(request, predictions)
+        for request, row, predictions in zip(batch, logits, answers, strict=True):
+            whole = answer(request.question, row, predictions, model.signature, request.exchange)
+            self._write(request.connection, whole)
         for request, predictions in zip(batch, answers, strict=True):
             best = predictions[0]
             self._tally.answer(model.route.number, request.exchange.timing, best["index"], best["probability"])
-            request.exchange.log_line(logging.INFO, METHOD, PATH)
-
-    def _answer(self, request: _Request, predictions: list[Prediction]) -> None:
-        exchange, model = request.exchange, request.model
-        body = orjson.dumps(predictions_body(model.route.name, model.route.version, predictions))
-        exchange.finish(200)
-        self._write(request.connection, _answer(exchange, body))
+            request.exchange.log_line(logging.INFO, METHOD, request.path)
 
     def _write(self, connection: _Connection, answer: bytes) -> None:
         connection.received, connection.since, connection.asking = b"", time.monotonic(), False
@@ -453,21 +451,6 @@ class Worker:
         if at_once or now >= due:
             self._channel.send(Kind.TALLY, TALLY.dump_json(self._tally))
             self._tally, self._told_at = Tally(), now
-
-
-def _answer(exchange: Exchange, body: bytes) -> bytes:
-    """A whole answer as it goes over the wire, with the headers that the server's own have."""
-    head = (
-        f"HTTP/1.1 200 OK\r\ndate: {_date(int(time.time()))}\r\ncontent-type: application/json\r\n"
-        f"x-request-id: {exchange.request_id}\r\nserver-timing: {exchange.server_timing()}\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-@lru_cache(1)
-def _date(second: int) -> str:
-    return email.utils.formatdate(second, usegmt=True)
 
 
 def main() -> int:

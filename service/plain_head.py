@@ -1,10 +1,11 @@
 """The head of a plain request: the body comes in one piece, and what is asked of it fits a target and headers.
 
 Two take such requests by a short way: a connection of the server (`routes/short_way.py`), which has the head in pieces
-from uvicorn's parser, and a worker process (`http_worker.py`), which has it in bytes and takes only the simplest ones
-for labels.
+from uvicorn's parser, and a worker process (`http_worker.py`), which has it in bytes and takes only the simplest ones:
+for the labels of one image, and for what a tensor of one image gives.
 """
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,14 +14,17 @@ from urllib.parse import parse_qsl
 import httptools
 from pydantic import ValidationError
 
-from service.artifact import Preprocessing
+from service.artifact import ModelCard
 from service.content import RawHeaders
 from service.image import PROMPT, Bounds, is_within
+from service.inference_rest import HEADER_LENGTH
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.uploads import is_image
 
 METHOD, PATH = "POST", "/classify"
 _METHOD, _TARGET = METHOD.encode(), PATH.encode()
+# A name with other characters, or a query, is for the frameworks to decode.
+_INFER_TARGET = re.compile(r"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]{1,9}))?/infer")
 # What one parameter or header says is asked again and again; what a caller varies at will must not fill the memory.
 REMEMBERED = 256
 # A longer head, target or header is not worth remembering.
@@ -30,8 +34,11 @@ MOST_VALUE_BYTES = 2**8
 HEAD_END = b"\r\n\r\n"
 # Of these each needs more than to read a body and answer.
 _NOT_PLAIN = (b"transfer-encoding", b"expect", b"upgrade")
-# To these a worker has no answer of its own.
-_NOT_SIMPLE = (b"x-priority", b"x-canary-key")
+# To these a worker has no answer of its own; nor to the parameters of a tensor.
+_NOT_SIMPLE = (b"x-priority", b"x-canary-key", b"content-encoding")
+_NOT_SIMPLE_PARAMETERS = (b'"timeout"', b'"priority"')
+# Longer JSON than of a tensor whose bytes are behind it.
+MOST_JSON_BYTES = 2**12
 
 
 class NotSimple(Exception):
@@ -39,31 +46,48 @@ class NotSimple(Exception):
 
 
 class SimpleHead(NamedTuple):
-    """What a simple request asks: of the model called so, "" for the one there is; so many labels, None for the usual
-    number. Its body has `length` bytes. `headers` are what came with it."""
+    """What a simple request to `path` asks of the model called so, "" for the one there is.
 
+    The body has `length` bytes. They are an encoded image, of which `top_k` labels are asked, None for the usual
+    number; or a tensor, behind JSON of `json_length`. `headers` are what came with it.
+    """
+
+    path: str
     model: str
     top_k: int | None
+    json_length: int | None
     length: int
     request_id: str | None
     headers: Mapping[str, str]
 
 
 class SimpleRequest(NamedTuple):
-    """One request: its head, and what has arrived of the encoded image."""
+    """One request: its head, and what has arrived of its body, at least the JSON before a tensor."""
 
     head: SimpleHead
-    encoded: bytes
+    body: bytes
 
     @property
     def complete(self) -> bool:
         """Whether all of it has arrived."""
-        return len(self.encoded) == self.head.length
+        return len(self.body) == self.head.length
 
-    def is_within(self, bounds: Bounds, recipe: Preprocessing) -> bool:
-        """Whether its image can be preprocessed within these bounds, as far as can be seen of what has arrived."""
-        small = self.head.length <= bounds.bytes
-        return small and (not self.complete or is_within(bounds, self.encoded, recipe))
+    def is_within(self, bounds: Bounds, card: ModelCard) -> bool:
+        """Whether it has one image for the model of this card, which can be preprocessed within these bounds, as far as
+        can be seen of what has arrived."""
+        if self.head.length > bounds.bytes:
+            return False
+        if self.head.json_length is not None:
+            return self.head.length - self.head.json_length == card.input.bytes
+        return not self.complete or is_within(bounds, self.body, card.preprocessing)
+
+
+class InferTarget(NamedTuple):
+    """What the target of a request to a model's `infer` says."""
+
+    path: str
+    model: str
+    version: int | None
 
 
 def read_query(target: bytes) -> ClassifyQuery | None:
@@ -72,6 +96,11 @@ def read_query(target: bytes) -> ClassifyQuery | None:
     if path != _TARGET or b"#" in query_string or len(target) > MOST_TARGET_BYTES:
         return None
     return _query(query_string)
+
+
+def read_infer_target(target: bytes) -> InferTarget | None:
+    """What the target says, where it is a model's `infer`; None where it is not, or long, or to be decoded first."""
+    return _infer_target(target) if len(target) <= MOST_TARGET_BYTES else None
 
 
 def read_headers(sent: dict[bytes, bytes]) -> ClassifyHeaders | None:
@@ -104,11 +133,11 @@ def is_plain_image(sent: dict[bytes, bytes]) -> bool:
 
 
 def simple_request(received: bytes, most: int) -> SimpleRequest | None:
-    """The one request that was received; None while some of its head is missing.
+    """The one request that was received; None while some of its head is missing, or of the JSON before a tensor.
 
     Args:
         received: from a request's first byte on.
-        most: bytes that the image may have.
+        most: bytes that the body may have.
 
     Raises:
         NotSimple: a worker does not answer it, or more follows.
@@ -122,6 +151,12 @@ def simple_request(received: bytes, most: int) -> SimpleRequest | None:
     head = _simple_head(received[:end]) if end <= MOST_HEAD_BYTES else None
     if head is None or head.length > most or len(received) > end + head.length:
         raise NotSimple
+    if head.json_length is not None:
+        tensor_at = end + head.json_length
+        if len(received) < tensor_at:
+            return None
+        if any(received.find(each, end, tensor_at) >= 0 for each in _NOT_SIMPLE_PARAMETERS):
+            raise NotSimple
     return SimpleRequest(head, received[end:])
 
 
@@ -148,22 +183,43 @@ def _simple_head(head: bytes) -> SimpleHead | None:
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
     sent = dict(parsed.headers)
-    query = read_query(parsed.target) if parser.get_method() == _METHOD else None
     length = plain_length(parsed.headers, sent, PROMPT.bytes)
-    if query is None or length is None or not is_plain_image(sent) or any(name in sent for name in _NOT_SIMPLE):
+    if parser.get_method() != _METHOD or length is None or any(name in sent for name in _NOT_SIMPLE):
         return None
     if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
         return None
-    if query.version is not None or query.timeout_ms is not None:
+    asked = _asked_of_an_image(parsed.target, sent) or _asked_of_a_tensor(parsed.target, sent)
+    if asked is None:
         return None
     request_id = sent.get(b"x-request-id")
-    return SimpleHead(
-        query.model or "",
-        query.top_k,
-        length,
-        request_id.decode("latin-1") if request_id else None,
-        {name.decode("latin-1"): value.decode("latin-1") for name, value in parsed.headers},
-    )
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in parsed.headers}
+    return SimpleHead(*asked, length, request_id.decode("latin-1") if request_id else None, headers)
+
+
+# The path, the model, the number of labels, and the length of the JSON.
+_Asked = tuple[str, str, int | None, int | None]
+
+
+def _asked_of_an_image(target: bytes, sent: dict[bytes, bytes]) -> _Asked | None:
+    query = read_query(target)
+    if query is None or not is_plain_image(sent) or query.version is not None or query.timeout_ms is not None:
+        return None
+    return PATH, query.model or "", query.top_k, None
+
+
+def _asked_of_a_tensor(target: bytes, sent: dict[bytes, bytes]) -> _Asked | None:
+    asked, json_length = read_infer_target(target), sent.get(HEADER_LENGTH.encode(), b"")
+    known = json_length.isdigit() and len(json_length) <= len(str(MOST_JSON_BYTES))
+    if asked is None or asked.version is not None or not known or int(json_length) > MOST_JSON_BYTES:
+        return None
+    return asked.path, asked.model, None, int(json_length)
+
+
+@lru_cache(REMEMBERED)
+def _infer_target(target: bytes) -> InferTarget | None:
+    path = target.decode("latin-1")
+    found = _INFER_TARGET.fullmatch(path)
+    return InferTarget(path, found[1], int(found[2]) if found[2] else None) if found else None
 
 
 @lru_cache(REMEMBERED)

@@ -64,5 +64,6 @@ class Tally:
         self.models.setdefault(number, ModelTally()).answered(index)
         self.confidence.observe(probability)
         self.requests.observe(timing["total"])
-        for stage in ("decode", "respond"):
-            self.stages[stage].observe(timing[stage])
+        self.stages["respond"].observe(timing["respond"])
+        if timing["decode"]:  # a tensor is not decoded
+            self.stages["decode"].observe(timing["decode"])

@@ -90,8 +90,18 @@ class Offered:
     def route(self) -> Route:
         """As a worker has to know it."""
         model = self.model
-        path, size, there = str(model.location.path), max(model.costs.sizes), _runs_there(model)
-        return Route(model.name, model.version, model.number, path, model.files, self.asked, size, not there)
+        return Route(
+            name=model.name,
+            version=model.version,
+            number=model.number,
+            path=str(model.location.path),
+            seen=model.files,
+            asked=self.asked,
+            input=model.backend.input.name,
+            output=model.backend.output.name,
+            batch_size=max(model.costs.sizes),
+            run_by_server=not _runs_there(model),
+        )
 
 
 @dataclass(eq=False)
@@ -254,7 +264,7 @@ class Workers:
         there = _runs_there(model)
         # An image that is too large for PROMPT takes so long that the way to a worker and back does not matter.
         known = request.complete or not declined or not there
-        small = request.is_within(QUICK if there else PROMPT, model.card.preprocessing)
+        small = request.is_within(QUICK if there else PROMPT, model.card)
         return model if known and small else None
 
     def watch(self, elapsed: float) -> None:

@@ -1,9 +1,6 @@
 """`POST /v2/models/{name}/infer` by the short way: tensors whose bytes follow a little JSON, mostly."""
 
-import re
 from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
 
 import orjson
 
@@ -12,26 +9,18 @@ from service.errors import ServiceError
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.inference_rest import SentAs
-from service.plain_head import MOST_TARGET_BYTES, REMEMBERED
+from service.plain_head import InferTarget, read_infer_target
 from service.routes.dependencies import Parts
 from service.routes.inferences import inferred, limit_of, model_of, refuse_when_full
 from service.routes.short_way import MOST_BYTES
 
-# A name with other characters, or a query, is for the frameworks to decode.
-_TARGET = re.compile(r"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]{1,9}))?/infer")
 _JSON = [(b"content-type", b"application/json")]
-
-
-class _Target(NamedTuple):
-    path: str
-    model: str
-    version: int | None
 
 
 class ShortInfer:
     """What is asked of a model; see `short_way.Asked`."""
 
-    def __init__(self, target: _Target, sent_as: SentAs, canary_key: str, service: Parts) -> None:
+    def __init__(self, target: InferTarget, sent_as: SentAs, canary_key: str, service: Parts) -> None:
         self._target = target
         self._sent_as = sent_as
         self._canary_key = canary_key
@@ -66,19 +55,8 @@ class ShortInfer:
 
 def read_infer(target: bytes, sent: dict[bytes, bytes], service: Parts) -> ShortInfer | None:
     """What is asked of a model; see `short_way.Reader`."""
-    asked = _read_target(target)
+    asked = read_infer_target(target)
     if asked is None:
         return None
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in sent.items()}
     return ShortInfer(asked, SentAs.of(headers), headers.get("x-canary-key", ""), service)
-
-
-def _read_target(target: bytes) -> _Target | None:
-    return _read_short_target(target) if len(target) <= MOST_TARGET_BYTES else None
-
-
-@lru_cache(REMEMBERED)
-def _read_short_target(target: bytes) -> _Target | None:
-    path = target.decode("latin-1")
-    found = _TARGET.fullmatch(path)
-    return _Target(path, found[1], int(found[2]) if found[2] else None) if found else None

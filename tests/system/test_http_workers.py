@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from service.access import new_key
 from tests.service.test_loading import PLAIN_CONFIG, write_plain
 from tests.system.server import Server, free_port, running
-from tests.system.wire import answers, connected, is_closed, mixed, request
+from tests.system.wire import INFER, answers, connected, is_closed, mixed, request, tensor_request
 from tests.system.workers import (
     MADE_ID,
     eventually,
@@ -33,6 +34,7 @@ from tests.system.workers import (
 )
 
 VOLATILE = {"x-request-id", "server-timing", "date"}
+HEADER_LENGTH = "Inference-Header-Content-Length"
 # Workers run the digits themselves; on a device whose runs take longer the server does it for them.
 WHO_RUNS = {"worker": ("service",), "server": ("tests.faults.faulty", "/nowhere")}
 
@@ -74,6 +76,77 @@ def test_a_worker_answers_in_the_same_words(server: Server, image: bytes) -> Non
         connection.sendall(request(image, "X-Request-Id: mine"))
         ((_, headers, _),) = answers(connection, 1)
         assert headers["x-request-id"] == "mine"
+
+
+CLASSES = [{"name": "logits", "parameters": {"classification": 3}}]
+BINARY = {"binary_data_output": True}
+PIXELS = bytes(range(256)) * 12
+NUMBERS = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": list(PIXELS)}
+
+
+@pytest.mark.parametrize(
+    ("headers", "asked"),
+    [
+        ((), {}),
+        ((), {"id": "one", "parameters": BINARY}),
+        ((), {"outputs": CLASSES}),
+        ((), {"outputs": CLASSES, "parameters": BINARY}),
+        (("Accept-Encoding: gzip",), {"id": "long" * 500}),
+        (("Accept-Encoding: gzip",), {}),
+    ],
+)
+def test_a_worker_answers_tensors_in_the_same_words(
+    server: Server, headers: tuple[str, ...], asked: dict[str, object]
+) -> None:
+    by_server, by_worker = (
+        tensor_request(*headers, pixels=PIXELS, target=each, **asked)
+        for each in (INFER.replace("/infer", "/versions/1/infer"), INFER)
+    )
+    with connected(server) as connection:
+        found = []
+        for each in (by_server, by_worker):
+            connection.sendall(each)
+            ((status, told, body),) = answers(connection, 1)
+            stages = [part.partition(";")[0] for part in told["server-timing"].split(", ")]
+            stable = {name: value for name, value in told.items() if name not in VOLATILE}
+            found.append((told.pop("x-request-id")[:MADE_ID], (status, list(told), stable, stages, body)))
+    assert found[0][1] == found[1][1]
+    assert found[0][1][0] == 200
+    assert found[0][0] == own_answers(server) != found[1][0]
+
+
+def test_a_worker_answers_a_tensor_that_comes_without_json(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(request(PIXELS, f"{HEADER_LENGTH}: 0", target=INFER))
+        ((status, headers, body),) = answers(connection, 1)
+        connection.sendall(tensor_request(pixels=PIXELS, parameters=BINARY))
+        ((_, _, same),) = answers(connection, 1)
+    assert (status, headers["x-request-id"][:MADE_ID] != own_answers(server)) == (200, True)
+    assert body[-40:] == same[-40:]
+    assert len(set(np.frombuffer(body[-40:], "<f4"))) == 10
+
+
+def test_everybody_gets_the_logits_of_the_own_tensor(server: Server) -> None:
+    tensors = np.random.default_rng(0).integers(0, 256, (200, 3072), dtype=np.uint8)
+    sent = [tensor_request(pixels=each.tobytes(), parameters=BINARY) for each in tensors]
+    own = own_answers(server)
+
+    def logits(connection: socket.socket, each: bytes) -> np.ndarray:
+        connection.sendall(each)
+        ((status, headers, body),) = answers(connection, 1)
+        assert (status, headers["x-request-id"][:MADE_ID] != own) == (200, True)
+        return np.frombuffer(body[-40:], "<f4")
+
+    def ask(share: list[bytes]) -> list[np.ndarray]:
+        with connected(server) as connection:
+            return [logits(connection, each) for each in share]
+
+    with ThreadPoolExecutor(10) as pool:
+        together = [row for rows in pool.map(ask, [sent[at : at + 20] for at in range(0, 200, 20)]) for row in rows]
+    with connected(server) as connection:
+        alone = [logits(connection, each) for each in sent[:40]]
+    np.testing.assert_allclose(together[:40], alone, atol=1e-3)
+    assert len({tuple(each) for each in together}) > 150
 
 
 def send_image_after_head(connection: socket.socket, image: bytes) -> None:
@@ -144,6 +217,22 @@ def test_connections_are_shared_evenly(server: Server, image: bytes) -> None:
         lambda image: request(image, "X-Priority: low"),
         lambda image: request(image, "X-Priority: urgent"),
         lambda image: request(image + bytes(2**16)),
+        lambda _: tensor_request(parameters={"timeout": 5_000_000}),
+        lambda _: tensor_request(parameters={"priority": 1}),
+        lambda _: tensor_request(parameters={"triton_secret": 1}),
+        lambda _: tensor_request(pixels=bytes(2 * 3072)),
+        lambda _: tensor_request(pixels=bytes(3000)),
+        lambda _: tensor_request(target="/v2/models/other/infer"),
+        lambda _: tensor_request(target="/v2/models/digits/infer?x=1"),
+        lambda _: tensor_request(outputs=[{"name": "other"}]),
+        lambda _: tensor_request(inputs=[NUMBERS]),
+        lambda _: tensor_request(inputs=[]),
+        lambda _: tensor_request(inputs=[{"name": "images", "datatype": "BYTES", "shape": [1]}]),
+        lambda _: request(json.dumps({"inputs": [NUMBERS]}).encode(), target=INFER),
+        lambda _: request(b"{" + PIXELS, f"{HEADER_LENGTH}: 1", target=INFER),
+        lambda _: request(PIXELS, f"{HEADER_LENGTH}: many", target=INFER),
+        lambda _: request(PIXELS, f"{HEADER_LENGTH}: 99999", target=INFER),
+        lambda _: request(PIXELS, f"{HEADER_LENGTH}: 0", "Content-Encoding: gzip", target=INFER),
         lambda _: b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n",
         lambda _: b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
         lambda _: b"nonsense\r\n\r\n",
@@ -185,7 +274,8 @@ def test_every_request_is_counted_and_logged_once_whoever_answers(
         def ask(number: int) -> None:
             with connected(server) as connection:
                 for each in range(50):
-                    connection.sendall(request(image, f"X-Request-Id: {number}-{each}"))
+                    own = f"X-Request-Id: {number}-{each}"
+                    connection.sendall(tensor_request(own) if each % 5 == 4 else request(image, own))
                     ((status, _, _),) = answers(connection, 1)
                     assert status == 200
 
@@ -194,12 +284,13 @@ def test_every_request_is_counted_and_logged_once_whoever_answers(
         total = 2 + 8 * 50  # with those that woke the workers
         answered = 'classify_requests_total{code="200",model="digits",version="1"}'
         eventually(lambda: server.metric(answered) == total)
-        assert server.metric('classify_predictions_total{label="seven",model="digits"}') == total
+        tensors = 8 * 10
+        assert server.metric('classify_predictions_total{label="seven",model="digits"}') >= total - tensors
         assert server.metric("classify_batch_size_sum") == total
         assert server.metric("classify_confidence_count") == total
         assert server.metric("classify_request_seconds_count") == total
-        for stage in ("decode", "queue", "respond"):
-            assert server.metric(f'classify_stage_seconds_count{{stage="{stage}"}}') == total
+        for stage, images in {"decode": total - tensors, "queue": total, "respond": total}.items():
+            assert server.metric(f'classify_stage_seconds_count{{stage="{stage}"}}') == images
         (statistics,) = server.get("/v2/models/digits/stats").json()["model_stats"]
         assert statistics["inference_count"] == total
         assert server.metric("classify_images_in_flight") == 0
@@ -209,6 +300,7 @@ def test_every_request_is_counted_and_logged_once_whoever_answers(
 
         eventually(lambda: len(lines()) == total)
         assert len({json.loads(line)["request_id"] for line in lines()}) == total
+        assert len([line for line in lines() if INFER in line]) == tensors
 
 
 def test_workers_end_with_a_server_that_is_killed(digits_models: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.system.server import Server, running
-from tests.system.wire import answers, connected, is_closed, mixed, request, tensor_request
+from tests.system.wire import INFER, answers, connected, is_closed, mixed, request, tensor_request
 
 VOLATILE = {"x-request-id", "server-timing", "date", "content-length"}
 
@@ -64,7 +64,6 @@ def test_it_answers_as_the_documented_route(
 
 
 BLANK: dict[str, object] = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": [0] * 3072}
-INFER = "/v2/models/digits/infer"
 
 
 def infer_body(**changes: object) -> bytes:

@@ -23,12 +23,17 @@ def request(body: bytes, *headers: str, target: str = "/classify") -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
-def tensor_request(*headers: str) -> bytes:
-    """A plain request of the Open Inference Protocol: one blank image in binary form."""
-    tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
-    head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": 3072}}]}).encode()
+INFER = "/v2/models/digits/infer"
+
+
+def tensor_request(*headers: str, pixels: bytes = bytes(3072), target: str = INFER, **asked: object) -> bytes:
+    """A request of the Open Inference Protocol, plain but for what is `asked` beside: images of 32×32 in binary form,
+    blank ones by default."""
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [len(pixels) // 3072, 32, 32, 3]}
+    inputs = [tensor | {"parameters": {"binary_data_size": len(pixels)}}]
+    head = json.dumps({"inputs": inputs} | asked).encode()
     length = f"Inference-Header-Content-Length: {len(head)}"
-    return request(head + bytes(3072), length, *headers, target="/v2/models/digits/infer")
+    return request(head + pixels, length, *headers, target=target)
 
 
 class _Received:
