@@ -48,9 +48,7 @@ def main() -> int:
         print(f"benchmarks.http: {error}", file=sys.stderr)
         return 1
     print(f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {available_cpus()} CPUs, {SIDE}×{SIDE}\n")
-    print(
-        "| sent | workers | connections | images/s | p50, ms | p99, ms | CPU of the server, ms | of its workers, ms |"
-    )
+    print("| sent | workers | connections | images/s | p50, ms | p99, ms | CPU of the server, ms | of workers, ms |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for (sent, workers, connections), rounds in sorted(found.items()):
         rates = ", ".join(f"{outcome.per_second:,.0f}" for outcome, _, _ in rounds)
