@@ -271,7 +271,8 @@ class Batcher:
 
     def _work(self, lane: int) -> None:
         try:
-            if self._costs.crowd == "spread" and self._costs.lone_seconds > LONG_RUN_SECONDS:
+            on_a_core = self._costs.crowd == "spread" and not self._fixed_sizes
+            if on_a_core and self._costs.lone_seconds > LONG_RUN_SECONDS:
                 step_back()  # this thread computes, and would keep its core from the event loop for many milliseconds
             while batch := self._next_batch(lane):
                 self._run_batch(lane, batch)

@@ -1,8 +1,9 @@
-"""What a batch costs: measured at warm-up, for each batch size and each arrangement of the cores.
+"""What a batch costs: measured at warm-up, for each batch size and each arrangement of runs.
 
-A CPU backend offers two arrangements. `together`: one run at a time, on all cores, which is soonest done for a lone
-image of a large network. `spread`: a run on each core, side by side, which loses nothing to synchronisation under load.
-Which is better, and from which size on a larger batch brings nothing more, depends on the network and the machine.
+A backend offers two arrangements. `together`: one run at a time, which on a CPU has all cores, so that a lone image of
+a large network is soonest done. `spread`: several at once. On a CPU each of them has a core, and loses nothing to
+synchronisation under load; on a GPU the images of one are copied while another computes. Which is better, and from
+which size on a larger batch brings nothing more, depends on the network and the machine.
 """
 
 import math
@@ -22,9 +23,9 @@ Progress = Callable[[int, int], None]
 GAIN = 1.02
 # A second arrangement pays if it is so much better; it costs a second copy of the weights.
 WORTH_A_COPY = 1.03
-# Under load there is decoding on the same cores: a run on all of them waits for the thread that it holds up, where runs
-# side by side do not wait for each other. ResNet-50 float32, a tenth faster side by side when nothing else runs,
-# answers a fifth more that way under load. A smaller preference was within the noise of a warm-up.
+# On a CPU there is decoding on the same cores under load: a run on all of them waits for the thread that it holds up,
+# where runs side by side do not wait for each other. ResNet-50 float32, a tenth faster side by side when nothing else
+# runs, answers a fifth more that way under load. A smaller preference was within the noise of a warm-up.
 BESIDE_DECODING = {"together": 0.7, "spread": 1.0}
 # By so much more images a second do batches bring at most, where an image takes milliseconds: 1.05 to 1.25 times for
 # ResNet-18 and ResNet-50. An arrangement that would need more to be the better one is not timed any further.
@@ -56,6 +57,10 @@ ENOUGH_LONE_SECONDS = 0.08
 MAX_LONE_RUNS = 10
 # A long run that takes so much more than another arrangement's least is slower, by whatever accident.
 HOPELESS = 1.3
+
+
+class TooLarge(Exception):
+    """A batch needs more memory than the device has free. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -120,27 +125,35 @@ def measure(
     """Time batches of blank images and decide on arrangement and sizes.
 
     Args:
-        run: called from as many threads at once as its arrangement has lanes.
+        run: called from as many threads at once as its arrangement has lanes; raises TooLarge.
         lanes: how many runs go side by side in each arrangement that there is.
         sizes: batch sizes to try, ascending from 1; the search ends where larger ones do not pay, or take too long.
         progress: told which of how many steps begins: lone images, then batches in each arrangement.
         linear: whether a batch takes no longer than its images, as on a CPU. A size that takes too long to time is then
             expected to take as long for each image as the one before. A GPU uses only sizes that it has run.
+
+    Raises:
+        TooLarge: there is no memory for a single image.
     """
     steps = 1 + len(lanes)
     progress(1, steps)
     lone = _lone_seconds(run, lanes)
-    singly = {each: BESIDE_DECODING[each] * count / lone[each] for each, count in lanes.items()}
+    worth = BESIDE_DECODING if linear else dict.fromkeys(lanes, 1.0)
+    singly = {each: worth[each] * count / lone[each] for each, count in lanes.items()}
     tables: dict[Arrangement, tuple[Cost, ...]] = {}
     rates: dict[Arrangement, float] = {}
     for step, arrangement in enumerate(sorted(lanes, key=lambda each: singly[each], reverse=True), start=2):
         progress(step, steps)
         outdone = BATCHES_BRING * singly[arrangement] < max(rates.values(), default=0.0)
-        if outdone and lone[arrangement] > MILLISECONDS:
+        if linear and outdone and lone[arrangement] > MILLISECONDS:
             continue
         table = _table(run, arrangement, lanes[arrangement], sizes, lone[arrangement], linear=linear)
+        if not table:
+            continue
         tables[arrangement] = table
-        rates[arrangement] = BESIDE_DECODING[arrangement] * max(cost.images_per_second for cost in table)
+        rates[arrangement] = worth[arrangement] * max(cost.images_per_second for cost in table)
+    if not rates:
+        raise TooLarge("the device has no memory for one image at a time")
     crowd = max(rates, key=lambda each: rates[each])
     fastest = min(lone, key=lambda each: lone[each])
     if lone[fastest] * WORTH_A_COPY > lone[crowd]:
@@ -153,6 +166,7 @@ def measure(
 def _table(
     run: RunBlank, arrangement: Arrangement, lanes: int, sizes: tuple[int, ...], lone: float, *, linear: bool
 ) -> tuple[Cost, ...]:
+    """The sizes for which there is memory, as far as it pays to look."""
     table: list[Cost] = []
     best, for_an_image = 0.0, lone
     with ThreadPoolExecutor(lanes, thread_name_prefix="warm-up") as pool:
@@ -170,7 +184,10 @@ def _table(
             else:
                 in_a_row = math.ceil(IN_A_ROW_SECONDS / expected) if lanes > 1 else 1
                 side_by_side = partial(_on_every_lane, pool, partial(_repeat, run, size, arrangement, in_a_row), lanes)
-                seconds = _least_seconds(side_by_side, expected * in_a_row if table else 0.0) / in_a_row
+                try:
+                    seconds = _least_seconds(side_by_side, expected * in_a_row if table else 0.0) / in_a_row
+                except TooLarge:
+                    break
             disturbed = linear and table and expected < seconds < DISTURBED * expected
             for_an_image = (expected if disturbed else seconds) / size
             rate = lanes * size / (for_an_image * size + HAND_OVER_SECONDS)

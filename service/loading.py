@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 from service.artifact import ArtifactError, ModelCard
 from service.cam import Head
-from service.costs import Arrangement, Costs, measure
+from service.costs import Arrangement, Costs, TooLarge, measure
 from service.folder import Location
 from service.golden import GoldenMismatch
 from service.lifecycle import LOADING
 from service.opening import Opened, Opener, Progress, state
-from service.runtime import Backend, DeviceError
+from service.runtime import Backend, DeviceError, OutOfDeviceMemory
 from service.watched import Fingerprint
 
 log = logging.getLogger(__name__)
 
-EXPECTED_FAILURES = (ArtifactError, GoldenMismatch, DeviceError, OSError)
+EXPECTED_FAILURES = (ArtifactError, GoldenMismatch, DeviceError, TooLarge, OSError)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def load(
     Beside traffic the calling thread leaves the cores to it, for good.
 
     Raises:
-        ArtifactError, GoldenMismatch, DeviceError, OSError: why this model cannot be served.
+        ArtifactError, GoldenMismatch, DeviceError, TooLarge, OSError: why this model cannot be served.
     """
     progress(LOADING)
     files = state(location)
@@ -68,7 +68,10 @@ def _warm_up(opened: Opened, max_batch: int, progress: Progress) -> Costs:
     def run(size: int, arrangement: Arrangement) -> None:
         nonlocal largest
         largest = max(largest, size)
-        opened.replay.run(size, arrangement)
+        try:
+            opened.replay.run(size, arrangement)
+        except OutOfDeviceMemory as error:
+            raise TooLarge(f"a batch of {size} needs more memory than the device has free: {error}") from error
 
     def tell(*step: int) -> None:
         progress("warmup {}/{}".format(*step))

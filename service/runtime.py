@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 # A session has its own copy of the weights. Two of a larger file share one copy instead, which takes longer to open.
 MAX_TWICE_BYTES = 64 * 2**20
+# Two at once: while one computes, the images of the next are stacked and copied.
+RUNS_ON_GPU = 2
 # What onnxruntime makes of a file, beside its size: convolutions are padded to whole vectors.
 SHARED_FILE_ROOM = 1.5
 Array = NDArray[Any]
@@ -96,14 +98,15 @@ OpenBackend = Callable[[Path], Backend]
 class OnnxBackend:
     """onnxruntime sessions on one device, one an arrangement; features stay there unless they are asked for.
 
-    A session may be run by several threads at once. With one thread of its own each run stays on its caller's core.
+    A session may be run by several threads at once, as `spread` is by `runs`. On a CPU that one has one thread of its
+    own, so that each run stays on its caller's core; on a GPU both arrangements have the same session.
     """
 
-    def __init__(self, sessions: Mapping[Arrangement, ort.InferenceSession], device: str, threads: int = 1) -> None:
+    def __init__(self, sessions: Mapping[Arrangement, ort.InferenceSession], device: str, runs: int = 1) -> None:
         self._sessions = dict(sessions)
         session = next(iter(sessions.values()))
         self.device = device
-        self.lanes: Mapping[Arrangement, int] = {each: threads if each == "spread" else 1 for each in sessions}
+        self.lanes: Mapping[Arrangement, int] = {each: runs if each == "spread" else 1 for each in sessions}
         self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
         self.input = _spec(_only_input(session))
         self.output = _spec(_logits_output(session))
@@ -164,7 +167,7 @@ def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False)
         path: the model file.
         device: `auto` takes CUDA when it works and the CPU otherwise, and logs which.
         threads: how many cores the model may use on the CPU.
-        spread: also open the arrangement with a run on each core.
+        spread: also offer the arrangement with several runs at once.
 
     Raises:
         ArtifactError: the file is no ONNX model that onnxruntime can load, or asks for files outside its folder.
@@ -187,20 +190,13 @@ def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBack
         raise DeviceError(
             f"device {device} was asked for, but this onnxruntime has no {provider}: install resnet-service[gpu]"
         )
-    if device != "cpu":
-        ort.preload_dlls()
-    threads_of: dict[Arrangement, int] = {"together": threads}
-    if spread and device == "cpu" and threads > 1:
-        threads_of["spread"] = 1
-    if len(threads_of) > 1 and path.stat().st_size > MAX_TWICE_BYTES:
-        sessions = _sharing_sessions(path, threads_of)
-    else:
-        with ThreadPoolExecutor(len(threads_of), thread_name_prefix="open") as pool:
-            opened = pool.map(partial(_session, path, device), threads_of.values())
-            sessions = dict(zip(threads_of, opened, strict=True))
-    backend = OnnxBackend(sessions, device, threads)
-    if device != "cpu":
-        _prove(backend, path)
+    if device == "cpu":
+        return OnnxBackend(_cpu_sessions(path, threads, spread=spread), device, threads)
+    ort.preload_dlls()
+    session = _session(path, device, threads)
+    arrangements: tuple[Arrangement, ...] = ("together", "spread") if spread else ("together",)
+    backend = OnnxBackend(dict.fromkeys(arrangements, session), device, RUNS_ON_GPU)
+    _prove(backend, path)
     return backend
 
 
@@ -210,6 +206,17 @@ PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cuda": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}),
     "tensorrt": ("TensorrtExecutionProvider", {}),
 }
+
+
+def _cpu_sessions(path: Path, threads: int, *, spread: bool) -> dict[Arrangement, ort.InferenceSession]:
+    threads_of: dict[Arrangement, int] = {"together": threads}
+    if spread and threads > 1:
+        threads_of["spread"] = 1
+    if len(threads_of) > 1 and path.stat().st_size > MAX_TWICE_BYTES:
+        return _sharing_sessions(path, threads_of)
+    with ThreadPoolExecutor(len(threads_of), thread_name_prefix="open") as pool:
+        opened = pool.map(partial(_session, path, "cpu"), threads_of.values())
+        return dict(zip(threads_of, opened, strict=True))
 
 
 def _sharing_sessions(path: Path, threads_of: Mapping[Arrangement, int]) -> dict[Arrangement, ort.InferenceSession]:

@@ -1,6 +1,7 @@
 """The digits on CUDA: proved against torch's logits, never on the CPU in secret, and split when memory runs out."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -34,12 +35,25 @@ def test_every_precision_passes_its_golden_images(digits_by_precision: dict[str,
 
 def test_cuda_and_cpu_agree_on_every_sample(digits_model: Path, samples: list[Path]) -> None:
     on_cuda = load(
-        Location("digits", 1, digits_model), Opener(lambda path: open_onnx(path, "cuda", 1)), 32, lambda _: None
+        Location("digits", 1, digits_model),
+        Opener(lambda path: open_onnx(path, "cuda", 1, spread=True)),
+        32,
+        lambda _: None,
     )
     recipe = on_cuda.card.preprocessing
     pixels = np.stack([preprocess(each.read_bytes(), recipe, 10**6) for each in samples])
     expected = open_onnx(digits_model, "cpu", 1).run(pixels).logits
     np.testing.assert_allclose(on_cuda.backend.run(pixels).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_runs_at_once_give_what_one_gives(digits_model: Path) -> None:
+    backend = open_onnx(digits_model, "cuda", 1, spread=True)
+    assert backend.lanes == {"together": 1, "spread": 2}
+    batches = np.random.default_rng(0).integers(0, 256, (200, 16, 32, 32, 3), dtype=np.uint8)
+    alone = [backend.run(each).logits for each in batches]
+    with ThreadPoolExecutor(2) as pool:
+        at_once = list(pool.map(lambda each: backend.run(each, arrangement="spread").logits, batches))
+    np.testing.assert_allclose(at_once, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_service_says_where_it_runs_and_shows_the_gpu(digits_models: Path, samples: list[Path]) -> None:

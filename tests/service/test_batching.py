@@ -602,9 +602,12 @@ def test_failures_are_told_by_the_words_of_their_libraries() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
-@pytest.mark.parametrize(("lanes", "seconds", "gives_way"), [(1, 0.05, False), (2, 1e-4, False), (2, 0.05, True)])
+@pytest.mark.parametrize(
+    ("lanes", "seconds", "on_gpu", "gives_way"),
+    [(1, 0.05, False, False), (2, 1e-4, False, False), (2, 0.05, False, True), (2, 0.05, True, False)],
+)
 async def test_a_lane_that_computes_for_long_on_its_own_thread_gives_way_to_the_event_loop(
-    lanes: int, seconds: float, gives_way: bool
+    lanes: int, seconds: float, on_gpu: bool, gives_way: bool
 ) -> None:
     priorities: list[int] = []
 
@@ -613,7 +616,8 @@ async def test_a_lane_that_computes_for_long_on_its_own_thread_gives_way_to_the_
         return Outputs(logits_of(images))
 
     metrics = Metrics(CollectorRegistry())
-    batcher = Batcher("colours 1", run, costs=costs_up_to(1, lanes, seconds), max_queue=4, metrics=metrics)
+    costs = costs_up_to(1, lanes, seconds)
+    batcher = Batcher("colours 1", run, costs=costs, max_queue=4, metrics=metrics, fixed_sizes=on_gpu)
     batcher.start(asyncio.get_running_loop(), lambda _: None)
     (ticket,) = batcher.reserve(far())
     batcher.enqueue(ticket, random_pixels())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.costs import Arrangement, Cost, Costs, measure
+from service.costs import Arrangement, Cost, Costs, TooLarge, measure
 
 BOTH: dict[Arrangement, int] = {"together": 1, "spread": 2}
 
@@ -111,6 +111,52 @@ def test_where_batches_may_take_longer_than_their_images_only_sizes_that_ran_are
     costs = measure(run, {"together": 1}, (1, 2, 4, 8, 16, 32), lambda *_: None, linear=False)
     assert {cost.size for cost in costs.table} == ran
     assert 32 not in ran
+
+
+@pytest.mark.parametrize(("copying", "computing_beside", "crowd"), [(0.006, 0.006, "spread"), (0.0, 0.018, "together")])
+def test_two_runs_at_once_on_a_gpu_are_used_where_one_copies_while_the_other_computes(
+    copying: float, computing_beside: float, crowd: Arrangement
+) -> None:
+    free = threading.Lock()
+
+    def run(_: int, arrangement: Arrangement) -> None:
+        time.sleep(copying)
+        with free:
+            time.sleep(computing_beside if arrangement == "spread" else 0.006)
+
+    costs = measure(run, BOTH, (1,), lambda *_: None, linear=False)
+    assert (costs.crowd, costs.lanes) == (crowd, BOTH[crowd])
+
+
+def images_in_memory(room: int) -> Callable[[int, Arrangement], None]:
+    """A run on a device with room for so many images at once."""
+    used, lock = [0], threading.Lock()
+
+    def run(size: int, _: Arrangement) -> None:
+        with lock:
+            if used[0] + size > room:
+                raise TooLarge("no memory")
+            used[0] += size
+        time.sleep(0.01)
+        with lock:
+            used[0] -= size
+
+    return run
+
+
+def test_sizes_for_which_there_is_no_memory_are_not_used() -> None:
+    costs = measure(images_in_memory(5), {"together": 1}, (1, 2, 4, 8, 16), lambda *_: None, linear=False)
+    assert costs.sizes == (1, 2, 4)
+    assert (costs.crowd, costs.table[-1].size) == ("together", 4)
+    costs = measure(images_in_memory(4), BOTH, (1, 2, 4, 8), lambda *_: None, linear=False)
+    assert costs.table[-1].size * costs.lanes == 4
+
+
+def test_an_arrangement_for_which_there_is_no_memory_is_not_used() -> None:
+    costs = measure(images_in_memory(1), BOTH, (1, 2), lambda *_: None, linear=False)
+    assert (costs.crowd, costs.lanes, costs.sizes) == ("together", 1, (1,))
+    with pytest.raises(TooLarge):
+        measure(images_in_memory(0), BOTH, (1, 2), lambda *_: None, linear=False)
 
 
 def test_batches_that_are_slower_than_their_images_are_not_expected_to_pay() -> None:

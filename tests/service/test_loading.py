@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.artifact import CARD_PROPERTY, ArtifactError, ModelCard
-from service.costs import Arrangement
+from service.costs import Arrangement, TooLarge
 from service.folder import Location, RepositoryError, discover
 from service.golden import GoldenMismatch
 from service.loading import LoadedModel, load
@@ -285,6 +285,18 @@ def test_a_slow_graph_that_answers_only_the_first_image_of_a_batch_is_refused_to
     path.write_bytes(b"a model")
     with pytest.raises(ArtifactError, match=r"a batch of 2 gives logits \(1, 3\)"):
         load(Location("colours", 1, path), Opener(backend.open), 8, lambda _: None)
+
+
+def test_a_model_is_served_in_the_batches_for_which_the_device_has_memory(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"a model")
+    backend = ColourBackend()
+    backend.most = 4
+    loaded = load(Location("colours", 1, path), Opener(backend.open), 32, lambda _: None)
+    assert loaded.costs.sizes == (1, 2, 4)
+    backend.most = 0
+    with pytest.raises(TooLarge, match="a batch of 1 needs more memory than the device has free"):
+        load(Location("colours", 1, path), Opener(backend.open), 32, lambda _: None)
 
 
 def test_a_plain_classifier_without_a_config_is_refused_with_what_is_missing(tmp_path: Path) -> None:
