@@ -34,12 +34,8 @@ def test_every_precision_passes_its_golden_images(digits_by_precision: dict[str,
 
 
 def test_cuda_and_cpu_agree_on_every_sample(digits_model: Path, samples: list[Path]) -> None:
-    on_cuda = load(
-        Location("digits", 1, digits_model),
-        Opener(lambda path: open_onnx(path, "cuda", 1, spread=True)),
-        32,
-        lambda _: None,
-    )
+    opener = Opener(lambda path: open_onnx(path, "cuda", 1, spread=True))
+    on_cuda = load(Location("digits", 1, digits_model), opener, 32, lambda _: None)
     recipe = on_cuda.card.preprocessing
     pixels = np.stack([preprocess(each.read_bytes(), recipe, 10**6) for each in samples])
     expected = open_onnx(digits_model, "cpu", 1).run(pixels).logits
