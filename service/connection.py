@@ -20,6 +20,7 @@ from service.content import RawHeaders
 from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
 from service.exchange import Exchange, request_id
+from service.handover import Returned
 from service.hang_up import EXTENSION
 from service.routes.short_way import PlainRequest, Reply, ShortWay
 from service.unread import LINGER_SECONDS
@@ -52,15 +53,15 @@ class _PlainCycle:
 class Connection(HttpToolsProtocol):
     """uvicorn's, which also says at once that its client has hung up; a task that waited would cost 30 µs a request."""
 
-    def __init__(self, *args: Any, received: bytes | None = None, since: float = 0.0, **kwargs: Any) -> None:
-        """As uvicorn's; `received` is what was read and not answered before it came back here, None for a new one, and
-        `since` when that began."""
+    def __init__(self, *args: Any, returned: Returned | None = None, **kwargs: Any) -> None:
+        """As uvicorn's; `returned` is what came with one that a worker gave back, None for a new one."""
         super().__init__(*args, **kwargs)
         state = cast("FastAPI", self.config.app).state
         self._short_way: ShortWay = state.short_way
         self._workers: Workers = state.parts.workers
-        self._came_back, self._declined, self._received = received is not None, bool(received), received or b""
-        self._since: float | None = since if received else None
+        self._came_back, self._declined = returned is not None, bool(returned and returned.received)
+        self._returned = returned
+        self._since: float | None = None
         self._began = 0.0
         self._watchers: set[Callable[[], None]] = set()
         self._reading_headers = False
@@ -70,9 +71,12 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._header_limit = self.loop.call_later(KEEP_ALIVE_SECONDS, transport.close)
-        if self._received:
-            received, self._received = self._received, b""
-            self.data_received(received)
+        returned, self._returned = self._returned, None
+        if returned and returned.unsent:
+            transport.write(returned.unsent)
+        if returned and returned.received:
+            self._since = returned.since
+            self.data_received(returned.received)
             self._since = None
             # uvloop starts to read when this returns, whatever was said before.
             self.loop.call_soon(self._pause_again)

@@ -6,6 +6,8 @@ request would be; the pixels must be equal and the logits within the tolerance t
 
 import hashlib
 import threading
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +16,8 @@ from service.cam import Head
 from service.costs import Arrangement
 from service.errors import ServiceError
 from service.image import preprocess
-from service.runtime import Backend, Outputs
+from service.runtime import Backend
+from service.tickets import Features, Logits
 
 # Golden images are our own, so only the size of the format limits them.
 MAX_GOLDEN_PIXELS = 2**26
@@ -27,7 +30,7 @@ class GoldenMismatch(Exception):
 
 
 class Replay:
-    """A card's golden images, run in any batches, all of which `finish` compares; a blank image for a card without.
+    """A card's golden images, run in any batches, all of which are compared; a blank image for a card without.
 
     So what is run to time a model proves it as well: in each arrangement and each batch size that is timed.
     """
@@ -41,9 +44,12 @@ class Replay:
         self._known = bool(golden)
         blank = np.zeros((card.input.height, card.input.width, card.input.channels), dtype=np.uint8)
         self._images = np.stack(golden or [blank])  # (images, H, W, 3) uint8
-        self._taken = 0
-        self._taking = threading.Lock()
-        self._runs: list[tuple[np.ndarray, Outputs]] = []
+        self._expected = np.array([each.logits for each in card.golden], dtype=np.float32)  # (images, classes)
+        self._next = 0
+        self._lock = threading.Lock()
+        self._proved: dict[Arrangement, set[int]] = defaultdict(set)
+        self._differences: list[np.floating] = []
+        self._explained: list[tuple[Logits, Features]] = []
 
     def run(self, count: int, arrangement: Arrangement = "together") -> None:
         """Run a batch of the next images, over and over; several threads may.
@@ -51,19 +57,16 @@ class Replay:
         Raises:
             ArtifactError: it gives other than a row of logits for each image.
         """
-        with self._taking:
-            first, self._taken = self._taken, self._taken + count
+        with self._lock:
+            first, self._next = self._next, self._next + count
         which = np.arange(first, first + count) % len(self._images)
-        features = self._head is not None and first < len(self._images)
-        outputs = self._backend.run(self._images[which], features=features, arrangement=arrangement)
-        expected = (count, len(self._card.labels))
-        if outputs.logits.shape != expected:
-            raise ArtifactError(f"a batch of {count} gives logits {outputs.logits.shape} instead of {expected}")
-        self._runs.append((which, outputs))
+        self._run(which, arrangement, explained=first < len(self._images))
 
-    def finish(self, arrangement: Arrangement = "together") -> float | None:
-        """Run the golden images that no run has had; the largest absolute difference of a logit in any run, None for a
-        card without golden images.
+    def finish(self, arrangements: Sequence[Arrangement] = ("together",), at_once: int = MOST_AT_ONCE) -> float | None:
+        """Run the golden images that none of these arrangements has run, so many at once in the first of them.
+
+        Returns:
+            The largest absolute difference of a logit in any run; None for a card without golden images.
 
         Raises:
             GoldenMismatch: logits further away than the tolerance.
@@ -71,22 +74,37 @@ class Replay:
         """
         if not self._known or self._card.parity is None:
             return None
-        at_once = self._backend.input.shape[0] or MOST_AT_ONCE
-        while (left := len(self._images) - self._taken) > 0:
-            self.run(min(left, at_once), arrangement)
-        expected = np.array([golden.logits for golden in self._card.golden], dtype=np.float32)  # (images, classes)
-        # NaN if one of them is.
-        difference = float(np.max([np.abs(run.logits - expected[which]).max() for which, run in self._runs]))
-        allowed = self._card.parity.allowed(expected)
+        proved = set[int]().union(*(self._proved[each] for each in arrangements))
+        missing = [each for each in range(len(self._images)) if each not in proved]
+        at_once = min(at_once, self._backend.input.shape[0] or at_once)
+        for start in range(0, len(missing), at_once):
+            self._run(np.array(missing[start : start + at_once]), arrangements[0], explained=True)
+        difference = float(np.max(self._differences))  # NaN if one of them is
+        allowed = self._card.parity.allowed(self._expected)
         if not difference <= allowed:  # also true for NaN
             raise GoldenMismatch(
                 f"golden logits differ by {difference:.3g}, more than {allowed:.3g}: "
                 f"the weights or the device do not compute what the trained model did{_hint(self._card)}"
             )
-        for _, run in self._runs:
-            if self._head is not None and run.features is not None:
-                self._head.check(run.features, run.logits)
+        if self._head is not None:
+            logits, features = (np.concatenate(each) for each in zip(*self._explained, strict=True))
+            self._head.check(features, logits)
         return difference
+
+    def _run(self, which: np.ndarray, arrangement: Arrangement, *, explained: bool) -> None:
+        features = explained and self._head is not None
+        outputs = self._backend.run(self._images[which], features=features, arrangement=arrangement)
+        expected = (len(which), len(self._card.labels))
+        if outputs.logits.shape != expected:
+            raise ArtifactError(f"a batch of {len(which)} gives logits {outputs.logits.shape} instead of {expected}")
+        if not self._known:
+            return
+        difference = np.abs(outputs.logits - self._expected[which]).max()
+        with self._lock:
+            self._proved[arrangement].update(which.tolist())
+            self._differences.append(difference)
+            if outputs.features is not None:  # copied, as onnxruntime would keep the memory of what is kept for good
+                self._explained.append((outputs.logits.copy(), outputs.features.copy()))
 
 
 def golden_pixels(card: ModelCard) -> list[np.ndarray]:

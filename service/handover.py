@@ -9,7 +9,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import TypeAdapter
 
@@ -23,7 +23,7 @@ MOST_BYTES = 2**18
 # What any Linux has room for in a Unix socket. An end that waits sends what is longer in parts.
 PART_BYTES = 2**17
 _DESCRIPTOR = struct.Struct("i")
-_SINCE = struct.Struct("d")
+_RETURNED = struct.Struct("dI")
 
 
 class Kind(Enum):
@@ -34,7 +34,7 @@ class Kind(Enum):
     READY = b"Y"  # worker: they are loaded and proved
     UNABLE = b"U"  # worker: they are not, and why (text)
     CONNECTION = b"C"  # server: a connection to answer
-    BACK = b"B"  # worker: one that goes back (`returned`)
+    BACK = b"B"  # worker: one that goes back (Returned)
     CLOSED = b"X"  # worker: one that has ended
     SPARE = b"P"  # server: give so many idle ones back (a number)
     RECALL = b"R"  # server: give all connections back
@@ -62,6 +62,7 @@ class Setup:
     log_level: str
     max_image_bytes: int
     max_image_pixels: int
+    max_request_bytes: int
     request_timeout_ms: int
     api_keys: str
     api_keys_file: str
@@ -112,15 +113,26 @@ RAN = TypeAdapter(Ran)
 TALLY = TypeAdapter(Tally)
 
 
-def returned(since: float, received: bytes) -> bytes:
-    """What goes back with a connection: when what is unanswered began, in seconds of `time.monotonic()`, and its bytes
-    so far."""
-    return _SINCE.pack(since) + received
+class Returned(NamedTuple):
+    """What goes back with a connection.
 
+    `since`: when what is unanswered began, in seconds of `time.monotonic()`; `received`: its bytes so far; `unsent`:
+    what its caller has not had room for of the last answer.
+    """
 
-def read_returned(content: bytes) -> tuple[float, bytes]:
-    """Both again."""
-    return _SINCE.unpack_from(content)[0], content[_SINCE.size :]
+    since: float
+    received: bytes
+    unsent: bytes = b""
+
+    def to_bytes(self) -> bytes:
+        """As a message's content."""
+        return _RETURNED.pack(self.since, len(self.unsent)) + self.unsent + self.received
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        """From a message's content."""
+        (since, unsent), begin = _RETURNED.unpack_from(content), _RETURNED.size
+        return cls(since, content[begin + unsent :], content[begin : begin + unsent])
 
 
 # A worker says something so often, if only that it lives.

@@ -43,9 +43,9 @@ from service.handover import (
     Kind,
     Message,
     Ran,
+    Returned,
     Route,
     Setup,
-    returned,
 )
 from service.image import PROMPT, QUICK
 from service.inference_protocol import Signature
@@ -53,7 +53,7 @@ from service.loading import EXPECTED_FAILURES
 from service.logs import configure_logging
 from service.memory import give_back, settle, use_few_arenas
 from service.opening import Opener, card_of, state
-from service.plain_head import METHOD, NotSimple, SimpleRequest, simple_request
+from service.plain_head import METHOD, MostBytes, NotSimple, SimpleRequest, simple_request
 from service.runtime import Backend, open_onnx
 from service.shared_images import PLACES, SharedImages
 from service.signatures import Signers
@@ -125,7 +125,7 @@ class Worker:
         """
         self._channel = channel
         self._keys = Keys(setup.api_keys, Path(setup.api_keys_file) if setup.api_keys_file else None)
-        self._max_bytes = min(PROMPT.bytes, setup.max_image_bytes)
+        self._most = MostBytes.of(setup.max_image_bytes, setup.max_request_bytes)
         self._timeout = setup.request_timeout_ms / 1000
         self._max_pixels = setup.max_image_pixels
         signers = Signers(Path(setup.signers)) if setup.signers else None
@@ -263,7 +263,7 @@ class Worker:
     def _look_at(self, connection: _Connection) -> None:
         """Whether a whole request has arrived, and for whom."""
         try:
-            asked = simple_request(connection.received, self._max_bytes)
+            asked = simple_request(connection.received, self._most)
             if asked is not None:
                 model = self._model_for(asked)
                 if asked.complete:
@@ -380,14 +380,17 @@ class Worker:
             self._tally.answer(model.route.number, request.exchange.timing, best["index"], best["probability"])
             request.exchange.log_line(logging.INFO, METHOD, request.path)
 
-    def _write(self, connection: _Connection, answer: bytes) -> None:
+    def _write(self, connection: _Connection, whole: bytes) -> None:
         connection.received, connection.since, connection.asking = b"", time.monotonic(), False
         try:
-            whole = connection.socket.send(answer) == len(answer)
+            sent = connection.socket.send(whole)
+        except BlockingIOError:
+            sent = 0
         except OSError:
-            whole = False
-        if not whole:  # its caller is gone, or has room for not even this answer
             self._close(connection)
+            return
+        if sent < len(whole):  # its caller has no room for more at the moment, which the server can wait for
+            self._return(connection, whole[sent:])
 
     def _spare_connections(self) -> None:
         """Give back as many as the server wants, each as soon as its request is answered."""
@@ -410,10 +413,11 @@ class Worker:
             if not connection.gone and not connection.asking:
                 self._return(connection)
 
-    def _return(self, connection: _Connection) -> None:
-        """Give a connection back to the server, with what it has sent."""
+    def _return(self, connection: _Connection, unsent: bytes = b"") -> None:
+        """Give a connection back to the server, with what it has sent, and what could not be sent to it."""
         self._forget(connection)
-        self._channel.send(Kind.BACK, returned(connection.since, connection.received), connection.socket.fileno())
+        content = Returned(connection.since, connection.received, unsent).to_bytes()
+        self._channel.send(Kind.BACK, content, connection.socket.fileno())
         connection.socket.close()
 
     def _return_all(self) -> None:
@@ -426,7 +430,7 @@ class Worker:
         with suppress(EOFError):
             for order in self._orders():
                 if order.connection is not None:
-                    content = returned(time.monotonic(), order.content)
+                    content = Returned(time.monotonic(), order.content).to_bytes()
                     self._channel.send(Kind.BACK, content, order.connection.fileno())
         self._return_all()
         self._tell(at_once=True)

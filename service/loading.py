@@ -8,7 +8,7 @@ from service.artifact import ArtifactError, ModelCard
 from service.cam import Head
 from service.costs import Arrangement, Costs, TooLarge, measure
 from service.folder import Location
-from service.golden import GoldenMismatch
+from service.golden import MOST_AT_ONCE, GoldenMismatch
 from service.lifecycle import LOADING
 from service.opening import Opened, Opener, Progress, state
 from service.runtime import Backend, DeviceError, OutOfDeviceMemory
@@ -53,7 +53,7 @@ def load(
     opened = opener.open(location, progress, beside_traffic=beside_traffic)
     opened_at = time.monotonic()
     costs = _warm_up(opened, max_batch, progress)
-    difference = opened.replay.finish(costs.crowd)
+    difference = opened.replay.finish((costs.crowd, costs.lone), min(MOST_AT_ONCE, max(costs.sizes)))
     if difference is None:
         log.warning("%s has no golden images: nothing proves that it answers as it was trained", location)
     opened.backend.keep(costs.arrangements)

@@ -8,7 +8,7 @@ for the labels of one image, and for what a tensor of one image gives.
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from urllib.parse import parse_qsl
 
 import httptools
@@ -39,10 +39,24 @@ _NOT_SIMPLE = (b"x-priority", b"x-canary-key", b"content-encoding")
 _NOT_SIMPLE_PARAMETERS = (b'"timeout"', b'"priority"')
 # Longer JSON than of a tensor whose bytes are behind it.
 MOST_JSON_BYTES = 2**12
+# To find and to write more of them takes longer than to decode a photograph.
+MOST_LABELS = 2**9
 
 
 class NotSimple(Exception):
     """Not a request that a worker answers, or not one alone."""
+
+
+class MostBytes(NamedTuple):
+    """How long the body of a simple request may be."""
+
+    image: int
+    tensor: int
+
+    @classmethod
+    def of(cls, max_image_bytes: int, max_request_bytes: int) -> Self:
+        """As the settings allow, and no more than is soon read."""
+        return cls(min(PROMPT.bytes, max_image_bytes), min(PROMPT.bytes, max_request_bytes))
 
 
 class SimpleHead(NamedTuple):
@@ -62,7 +76,7 @@ class SimpleHead(NamedTuple):
 
 
 class SimpleRequest(NamedTuple):
-    """One request: its head, and what has arrived of its body, at least the JSON before a tensor."""
+    """One request: its head, and what has arrived of its body."""
 
     head: SimpleHead
     body: bytes
@@ -132,12 +146,12 @@ def is_plain_image(sent: dict[bytes, bytes]) -> bool:
     return is_image(sent.get(b"content-type", b"").decode("latin-1"))
 
 
-def simple_request(received: bytes, most: int) -> SimpleRequest | None:
-    """The one request that was received; None while some of its head is missing, or of the JSON before a tensor.
+def simple_request(received: bytes, most: MostBytes) -> SimpleRequest | None:
+    """The one request that was received; None while some of its head is missing.
 
     Args:
         received: from a request's first byte on.
-        most: bytes that the body may have.
+        most: how long it may be.
 
     Raises:
         NotSimple: a worker does not answer it, or more follows.
@@ -149,14 +163,13 @@ def simple_request(received: bytes, most: int) -> SimpleRequest | None:
         return None
     end += len(HEAD_END)
     head = _simple_head(received[:end]) if end <= MOST_HEAD_BYTES else None
-    if head is None or head.length > most or len(received) > end + head.length:
+    if head is None or len(received) > end + head.length:
         raise NotSimple
-    if head.json_length is not None:
-        tensor_at = end + head.json_length
-        if len(received) < tensor_at:
-            return None
-        if any(received.find(each, end, tensor_at) >= 0 for each in _NOT_SIMPLE_PARAMETERS):
-            raise NotSimple
+    if head.length > (most.image if head.json_length is None else most.tensor):
+        raise NotSimple
+    about_the_tensor = received[end : end + (head.json_length or 0)]
+    if any(each in about_the_tensor for each in _NOT_SIMPLE_PARAMETERS):
+        raise NotSimple
     return SimpleRequest(head, received[end:])
 
 
@@ -204,13 +217,17 @@ def _asked_of_an_image(target: bytes, sent: dict[bytes, bytes]) -> _Asked | None
     query = read_query(target)
     if query is None or not is_plain_image(sent) or query.version is not None or query.timeout_ms is not None:
         return None
+    if query.top_k is not None and query.top_k > MOST_LABELS:
+        return None
     return PATH, query.model or "", query.top_k, None
 
 
 def _asked_of_a_tensor(target: bytes, sent: dict[bytes, bytes]) -> _Asked | None:
     asked, json_length = read_infer_target(target), sent.get(HEADER_LENGTH.encode(), b"")
     known = json_length.isdigit() and len(json_length) <= len(str(MOST_JSON_BYTES))
-    if asked is None or asked.version is not None or not known or int(json_length) > MOST_JSON_BYTES:
+    if asked is None or asked.version is not None or not known:
+        return None
+    if int(json_length) > min(MOST_JSON_BYTES, int(sent[b"content-length"])):
         return None
     return asked.path, asked.model, None, int(json_length)
 

@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from service.connection import Connection
 from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import StartError
+from service.handover import Returned
 from service.lifecycle import Lifecycle
 from service.logs import flush_within
 from service.routes.dependencies import Parts
@@ -164,15 +165,14 @@ class _DrainingServer(uvicorn.Server):
         for connection in accepted:
             await self._connect(connection)
 
-    async def _connect(self, connection: socket.socket, received: bytes | None = None, since: float = 0.0) -> None:
-        """Serve a connection: a new one, or one that came back, of which so much was received since then."""
+    async def _connect(self, connection: socket.socket, returned: Returned | None = None) -> None:
+        """Serve a connection: a new one, or one that came back, with what came with it."""
         protocol = partial(
             Connection,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
-            received=received,
-            since=since,
+            returned=returned,
         )
         await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=self.config.ssl)
 

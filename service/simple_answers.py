@@ -19,7 +19,7 @@ from service.exchange import Exchange
 from service.image import preprocess
 from service.inference_protocol import Inference, Signature
 from service.inference_rest import SentAs, parse, render
-from service.plain_head import NotSimple, SimpleRequest
+from service.plain_head import MOST_LABELS, NotSimple, SimpleRequest
 from service.tickets import Logits, Pixels
 
 _JSON = [(b"content-type", b"application/json")]
@@ -48,6 +48,8 @@ def read_question(asked: SimpleRequest, card: ModelCard, signature: Signature, m
     sent_as = SentAs.of(head.headers)
     inference = parse(asked.body, sent_as.header_length, signature)
     if not isinstance(inference.images, np.ndarray) or inference.timeout_us or inference.level:
+        raise NotSimple
+    if inference.wanted.classes > MOST_LABELS:
         raise NotSimple
     return Question(inference.images[0], 1, inference, sent_as.accept)
 

@@ -31,13 +31,13 @@ from service.handover import (
     Kind,
     Message,
     Ran,
+    Returned,
     Route,
     Setup,
-    read_returned,
 )
 from service.image import PROMPT, QUICK, ever_quick
 from service.metrics import Metrics
-from service.plain_head import NotSimple, simple_request
+from service.plain_head import MostBytes, NotSimple, simple_request
 from service.repository import ServedModel
 from service.settings import Settings
 from service.shared_images import SharedImages, fits, new_memory
@@ -70,11 +70,13 @@ MANY_CALLERS = 100
 CALLERS_SECONDS = 10.0
 # Each worker has a session of each that it runs.
 MOST_MODELS = 64
+# To write down so many takes a worker a millisecond or two, in which its other callers wait.
+MOST_CLASSES = 2**12
 # Whoever is behind with its messages gets a turn of the event loop's time at once, and not more.
 MESSAGES_AT_ONCE = 64
 
-# Takes a connection that a worker gave back, what was read from it and not answered, and since when.
-Connect = Callable[[socket.socket, bytes, float], Awaitable[None]]
+# Takes a connection that a worker gave back.
+Connect = Callable[[socket.socket, Returned], Awaitable[None]]
 # The same modules as here, wherever they were found.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from service.http_worker import main; sys.exit(main())"
 
@@ -138,12 +140,13 @@ class Workers:
         self._by_itself = settings.http_workers == "auto"
         self._patience = max(settings.device_timeout_ms / 1000, LEAST_PATIENCE_SECONDS)
         self._metrics = metrics
-        self._most_bytes = min(PROMPT.bytes, settings.max_image_bytes)
+        self._most = MostBytes.of(settings.max_image_bytes, settings.max_request_bytes)
         self._setup = Setup(
             log_format=settings.log_format,
             log_level=settings.log_level,
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
+            max_request_bytes=settings.max_request_bytes,
             request_timeout_ms=settings.request_timeout_ms,
             api_keys=settings.api_keys.get_secret_value(),
             api_keys_file=str(settings.api_keys_file or ""),
@@ -165,6 +168,8 @@ class Workers:
     def pay(self, model: ServedModel) -> bool:
         """Whether workers are to answer for a model: those that they run, and others where the settings say how many
         workers there are to be."""
+        if len(model.card.labels) > MOST_CLASSES:
+            return False
         return _runs_there(model) or (not self._by_itself and fits(model.card))
 
     async def offer(self, offered: Sequence[Offered]) -> None:
@@ -255,7 +260,7 @@ class Workers:
     def _asked_model(self, received: bytes, *, declined: bool) -> ServedModel | None:
         """The model that is asked, if a worker may answer."""
         try:
-            request = simple_request(received, self._most_bytes)
+            request = simple_request(received, self._most)
         except NotSimple:
             return None
         model = self._by_name.get(request.head.model) if request else None
@@ -387,8 +392,7 @@ class Workers:
         if message.connection is None or self.connect is None:
             log.error("too many open files for a connection that came back, which is lost")
             return
-        since, received = read_returned(message.content)
-        connecting = asyncio.ensure_future(self.connect(message.connection, received, since))
+        connecting = asyncio.ensure_future(self.connect(message.connection, Returned.of(message.content)))
         self._connecting.add(connecting)
         connecting.add_done_callback(self._connecting.discard)
 

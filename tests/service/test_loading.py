@@ -3,8 +3,9 @@
 import base64
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from service.artifact import CARD_PROPERTY, ArtifactError, ModelCard
 from service.costs import Arrangement, TooLarge
 from service.folder import Location, RepositoryError, discover
-from service.golden import GoldenMismatch
+from service.golden import GoldenMismatch, golden_pixels
 from service.loading import LoadedModel, load
 from service.opening import Opener
-from service.runtime import Array, Backend, DeviceError, Outputs, open_onnx
+from service.runtime import Array, Backend, DeviceError, OutOfDeviceMemory, Outputs, open_onnx
 from service.seal import seal
 from tests.backends import ColourBackend
 
@@ -126,23 +127,29 @@ def test_a_golden_image_that_is_no_image_is_named(digits_model: Path, tmp_path: 
 
 
 class Watched:
-    """A real backend that can be slow, remembers what it ran, and can answer some batches wrongly."""
+    """A real backend that is as slow as it is told, remembers what it ran, and can answer wrongly or have no memory."""
 
-    def __init__(
-        self, inner: Backend, seconds: float = 0.0, wrong: Callable[[int, Arrangement], bool] = lambda *_: False
-    ) -> None:
+    def __init__(self, inner: Backend) -> None:
         self.device, self.metadata, self.input, self.output = inner.device, inner.metadata, inner.input, inner.output
         self.lanes = inner.lanes
+        self.seconds: Mapping[Arrangement, float] = {"together": 0.0, "spread": 0.0}
+        self.wrong: Callable[[Array, Arrangement], bool] = lambda *_: False
+        self.room = 10**6
         self.images: set[bytes] = set()
         self._inner = inner
-        self._seconds = seconds
-        self._wrong = wrong
+        self._lock = threading.Lock()
 
     def run(self, images: Array, *, features: bool = False, arrangement: Arrangement = "together") -> Outputs:
-        time.sleep(self._seconds * len(images))
-        self.images |= {each.tobytes() for each in images}
+        with self._lock:
+            if self.room < len(images):
+                raise OutOfDeviceMemory("no memory")
+            self.room -= len(images)
+        time.sleep(self.seconds[arrangement] * len(images))
         outputs = self._inner.run(images, features=features, arrangement=arrangement)
-        factor = np.float32(1.1 if self._wrong(len(images), arrangement) else 1)
+        with self._lock:
+            self.room += len(images)
+            self.images |= {each.tobytes() for each in images}
+        factor = np.float32(1.1 if self.wrong(images, arrangement) else 1)
         return Outputs(outputs.logits * factor, outputs.features)
 
     def keep(self, arrangements: Collection[Arrangement]) -> None:
@@ -152,29 +159,54 @@ class Watched:
         self._inner.close()
 
 
-@pytest.mark.parametrize("seconds", [0, 0.1])
-def test_every_golden_image_is_run_however_few_runs_the_timing_takes(seconds: float, digits_model: Path) -> None:
-    backend = Watched(open_onnx(digits_model, "cpu", threads=1), seconds)
-    load(Location("digits", 1, digits_model), Opener(lambda _: backend), 8, lambda _: None)
+def watched(path: Path, **told: Any) -> tuple[Watched, Callable[[], LoadedModel]]:
+    """A backend for an artifact, told so, and what loads it."""
+    backend = Watched(open_onnx(path, "cpu", threads=2, spread=True))
+    for name, value in told.items():
+        setattr(backend, name, value)
+    return backend, lambda: load(Location("digits", 1, path), Opener(lambda _: backend), 4, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{}, {"seconds": {"together": 0.1, "spread": 0.1}}, {"seconds": {"together": 0.03, "spread": 0.03}, "room": 1}],
+    ids=["fast", "slow", "without memory for two"],
+)
+def test_every_golden_image_is_run_however_the_timing_goes(told: dict[str, Any], digits_model: Path) -> None:
+    backend, load_it = watched(digits_model, **told)
+    loaded = load_it()
     assert len(backend.images) == 8
+    assert told.get("room", 8) >= loaded.costs.lanes
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda size, _: size == 1,
-        lambda size, _: size == 4,
+        lambda images, _: len(images) == 1,
+        lambda images, _: len(images) == 4,
         lambda _, arrangement: arrangement == "together",
         lambda _, arrangement: arrangement == "spread",
     ],
     ids=["one image", "four images", "together", "spread"],
 )
 def test_golden_images_prove_each_batch_size_and_arrangement_that_is_timed(
-    wrong: Callable[[int, Arrangement], bool], digits_model: Path
+    wrong: Callable[[Array, Arrangement], bool], digits_model: Path
 ) -> None:
-    backend = Watched(open_onnx(digits_model, "cpu", threads=2, spread=True), wrong=wrong)
+    _, load_it = watched(digits_model, wrong=wrong)
     with pytest.raises(GoldenMismatch, match="logits differ"):
-        load(Location("digits", 1, digits_model), Opener(lambda _: backend), 4, lambda _: None)
+        load_it()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_what_is_kept_has_run_every_golden_image_itself(number: int, digits_model: Path) -> None:
+    golden = golden_pixels(load_file(digits_model)[0].card)[number]
+
+    def wrong(images: Array, arrangement: Arrangement) -> bool:
+        return arrangement == "together" and any((each == golden).all() for each in images)
+
+    _, load_it = watched(digits_model, wrong=wrong, seconds={"together": 0.03, "spread": 0.15})
+    with pytest.raises(GoldenMismatch, match="logits differ"):
+        load_it()
 
 
 def test_a_card_for_another_number_of_classes_is_refused(digits_model: Path, tmp_path: Path) -> None:

@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.client import parse_headers
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 
 from service.access import new_key
 from tests.service.test_loading import PLAIN_CONFIG, write_plain
@@ -96,7 +100,7 @@ NUMBERS = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data
     ],
 )
 def test_a_worker_answers_tensors_in_the_same_words(
-    server: Server, headers: tuple[str, ...], asked: dict[str, object]
+    server: Server, headers: tuple[str, ...], asked: dict[str, Any]
 ) -> None:
     by_server, by_worker = (
         tensor_request(*headers, pixels=PIXELS, target=each, **asked)
@@ -149,17 +153,21 @@ def test_everybody_gets_the_logits_of_the_own_tensor(server: Server) -> None:
     assert len({tuple(each) for each in together}) > 150
 
 
-def send_image_after_head(connection: socket.socket, image: bytes) -> None:
-    connection.sendall(request(image)[: -len(image)])
+def send_body_after_head(connection: socket.socket, asked: bytes) -> None:
+    end = asked.index(b"\r\n\r\n") + 4
+    connection.sendall(asked[:end])
     time.sleep(0.02)
-    connection.sendall(image)
+    connection.sendall(asked[end:])
 
 
-def test_a_caller_who_sends_the_image_after_the_head_has_a_worker_too(server: Server, image: bytes) -> None:
+@pytest.mark.parametrize("ask", [request, lambda _: tensor_request()], ids=["image", "tensor"])
+def test_a_caller_who_sends_the_body_after_the_head_has_a_worker_too(
+    server: Server, ask: Callable[[bytes], bytes], image: bytes
+) -> None:
     ids = set()
     with connected(server) as connection:
         for _ in range(2):
-            send_image_after_head(connection, image)
+            send_body_after_head(connection, ask(image))
             ((status, headers, _),) = answers(connection, 1)
             assert status == 200
             ids.add(headers["x-request-id"][:MADE_ID])
@@ -231,6 +239,7 @@ def test_connections_are_shared_evenly(server: Server, image: bytes) -> None:
         lambda _: request(json.dumps({"inputs": [NUMBERS]}).encode(), target=INFER),
         lambda _: request(b"{" + PIXELS, f"{HEADER_LENGTH}: 1", target=INFER),
         lambda _: request(PIXELS, f"{HEADER_LENGTH}: many", target=INFER),
+        lambda _: request(PIXELS, f"{HEADER_LENGTH}: 3999", target=INFER),
         lambda _: request(PIXELS, f"{HEADER_LENGTH}: 99999", target=INFER),
         lambda _: request(PIXELS, f"{HEADER_LENGTH}: 0", "Content-Encoding: gzip", target=INFER),
         lambda _: b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -419,6 +428,51 @@ def test_a_version_that_is_withdrawn_after_a_load_has_failed_answers_nothing(
         assert not server.tracebacks()
 
 
+def test_an_answer_that_its_caller_has_no_room_for_comes_whole(tmp_path: Path, image: bytes) -> None:
+    with running(plain_models(tmp_path, 8, classes=4000), "--http-workers", "1") as server:
+        wait_for_workers(server, 1)
+        with connected(server) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
+            asked = tensor_request(pixels=bytes(192), target="/v2/models/plain/infer", side=8, name="x")
+            for _ in range(40):
+                connection.sendall(asked)  # each on its own, and nothing is read
+                time.sleep(0.02)
+            own, bodies, by_server = own_answers(server), set(), []
+            with connection.makefile("rb") as stream:
+                for number in range(50):
+                    if number >= 40:
+                        connection.sendall(asked)
+                    assert stream.readline() == b"HTTP/1.1 200 OK\r\n"
+                    headers = parse_headers(stream)
+                    bodies.add(stream.read(int(headers["content-length"])))
+                    by_server.append(headers["x-request-id"].startswith(own))
+        assert len(bodies) == 1
+        assert len(bodies.pop()) > 2**14
+        assert by_server[0] is False
+        assert True in by_server, "the caller had room for everything, so nothing was proved"
+        assert by_server[-1] is False, "the connection goes to a worker again"
+
+
+def test_a_tensor_over_the_limit_is_refused_by_workers_too(digits_models: Path, image: bytes) -> None:
+    with running(digits_models, "--http-workers", "1", "--max-request-bytes", "3100") as server:
+        wait_for_workers(server, 1)
+        with with_a_worker(server, image) as connection:
+            connection.sendall(tensor_request())
+            ((status, _, body),) = answers(connection, 1)
+            assert (status, b"the limit is 3100" in body) == (413, True)
+
+
+def test_there_are_none_for_a_network_whose_answers_are_long(tmp_path: Path, image: bytes) -> None:
+    with running(plain_models(tmp_path, 8, classes=5000), "--http-workers", "1") as server:
+        with connected(server) as connection:
+            for _ in range(3):
+                connection.sendall(request(image))
+                ((status, _, _),) = answers(connection, 1)
+                assert status == 200
+        time.sleep(0.5)
+        assert workers_of(server) == []
+
+
 def test_the_rest_of_a_request_that_was_given_up_is_no_request(server: Server, image: bytes) -> None:
     with connected(server) as connection:
         who_answers(connection, image)
@@ -476,18 +530,27 @@ def test_there_are_none_without_anything_for_them(digits_models: Path, image: by
 def test_there_are_none_by_themselves_for_a_network_that_they_cannot_run(tmp_path: Path, image: bytes) -> None:
     with running(plain_models(tmp_path, 96), "--http-workers", "auto") as server, connected(server) as connection:
         for _ in range(3):
-            send_image_after_head(connection, image)
+            send_body_after_head(connection, request(image))
             ((status, _, _),) = answers(connection, 1)
             assert status == 200
         time.sleep(0.5)
         assert workers_of(server) == []
 
 
-def plain_models(folder: Path, side: int) -> Path:
+def plain_models(folder: Path, side: int, classes: int = 3) -> Path:
     """A network of next to no work, for images of so many pixels a side."""
-    write_plain(folder, ["n", side, side, 3], [1, 2])
+    path = write_plain(folder, ["n", side, side, 3], [1, 2])
+    if classes != 3:
+        proto = onnx.load(path)
+        weights = np.arange(3 * classes, dtype=np.float32).reshape(3, classes)
+        proto.graph.initializer.append(numpy_helper.from_array(weights, "weights"))
+        proto.graph.node[0].output[0] = "means"
+        proto.graph.node.append(helper.make_node("MatMul", ["means", "weights"], ["y"]))
+        proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = classes
+        onnx.save(proto, path)
+    config = {"labels": [f"class {each}" for each in range(classes)]} if classes != 3 else {}
     recipe = PLAIN_CONFIG["preprocessing"] | {"resize": side, "crop": side}
-    (folder / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG | {"preprocessing": recipe}))
+    (folder / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG | config | {"preprocessing": recipe}))
     return folder
 
 

@@ -5,7 +5,7 @@ import socket
 import time
 from http.client import HTTPResponse
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
@@ -26,10 +26,17 @@ def request(body: bytes, *headers: str, target: str = "/classify") -> bytes:
 INFER = "/v2/models/digits/infer"
 
 
-def tensor_request(*headers: str, pixels: bytes = bytes(3072), target: str = INFER, **asked: object) -> bytes:
-    """A request of the Open Inference Protocol, plain but for what is `asked` beside: images of 32×32 in binary form,
-    blank ones by default."""
-    tensor = {"name": "images", "datatype": "UINT8", "shape": [len(pixels) // 3072, 32, 32, 3]}
+def tensor_request(
+    *headers: str,
+    pixels: bytes = bytes(3072),
+    target: str = INFER,
+    name: str = "images",
+    side: int = 32,
+    **asked: Any,
+) -> bytes:
+    """A request of the Open Inference Protocol, plain but for what is `asked` beside: images in binary form, a blank
+    one by default."""
+    tensor = {"name": name, "datatype": "UINT8", "shape": [len(pixels) // (side * side * 3), side, side, 3]}
     inputs = [tensor | {"parameters": {"binary_data_size": len(pixels)}}]
     head = json.dumps({"inputs": inputs} | asked).encode()
     length = f"Inference-Header-Content-Length: {len(head)}"
