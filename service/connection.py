@@ -64,6 +64,7 @@ class Connection(HttpToolsProtocol):
         self._since: float | None = None
         self._began = 0.0
         self._watchers: set[Callable[[], None]] = set()
+        self._unanswered: list[RequestResponseCycle] = []
         self._reading_headers = False
         self._header_bytes = 0
         self._header_limit: asyncio.TimerHandle | None = None
@@ -117,12 +118,14 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._reading_headers = False
         self._stop_waiting_for_headers()
+        self._unanswered = [each for each in self._unanswered if not each.response_complete]
         request = self._plain_request()
         if request is None:
             super().on_headers_complete()
         else:
             cycle = _PlainCycle(request, self.scope, keep_alive=self.parser.should_keep_alive())
             self.cycle = cast("RequestResponseCycle", cycle)
+        self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         if not isinstance(self.cycle, _PlainCycle):
@@ -142,6 +145,9 @@ class Connection(HttpToolsProtocol):
             self.cycle.request.fail(ClientClosed())
             self._answer_plainly(self.cycle)
         super().connection_lost(exc)
+        for cycle in self._unanswered:  # uvicorn tells the last one of a pipeline only, and another is being answered
+            cycle.disconnected = True
+            cycle.message_event.set()
         for call in list(self._watchers):
             call()
 

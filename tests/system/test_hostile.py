@@ -1,6 +1,7 @@
 """Bodies that no honest client sends, against a real server: the contract's code, quickly, and in little memory."""
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.system.server import Server, running
+from tests.system.wire import connected, request, tensor_request
 
 MEBIBYTE = 2**20
 JPEG_SIDE_OFFSET = 5
@@ -177,3 +179,23 @@ def test_a_sender_without_end_is_cut_off_after_its_answer(server: Server) -> Non
             while sent < 2**31:
                 sent += connection.send(b"x" * MEBIBYTE)
     assert sent < 400 * MEBIBYTE
+
+
+def test_a_caller_who_sends_several_requests_and_resets_the_connection_fails_nothing(
+    server: Server, image: bytes
+) -> None:
+    pipelined = [
+        request(image, target="/classify?explain=cam"),
+        request(image, target="/classify?version=1"),
+        request(image),
+        tensor_request(),
+        b"GET /models HTTP/1.1\r\nHost: x\r\n\r\n",
+    ]
+    for first, second in list(itertools.product(pipelined, pipelined)) * 4:
+        with connected(server) as connection:
+            connection.sendall(first + second + first)
+            time.sleep(0.001)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+    assert not server.tracebacks()
+    assert 'code="500"' not in server.get("/metrics").text
