@@ -16,7 +16,7 @@ from typing import Literal
 
 Arrangement = Literal["together", "spread"]
 # Runs one batch of so many images, and returns when it is done.
-RunBlank = Callable[[int, Arrangement], None]
+RunBatch = Callable[[int, Arrangement], None]
 Progress = Callable[[int, int], None]
 
 # A size pays if it brings so much more images a second than the best one below it.
@@ -115,14 +115,14 @@ class Costs:
 
 
 def measure(
-    run: RunBlank,
+    run: RunBatch,
     lanes: Mapping[Arrangement, int],
     sizes: tuple[int, ...],
     progress: Progress,
     *,
     linear: bool = True,
 ) -> Costs:
-    """Time batches of blank images and decide on arrangement and sizes.
+    """Time batches of images and decide on arrangement and sizes.
 
     Args:
         run: called from as many threads at once as its arrangement has lanes; raises TooLarge.
@@ -164,7 +164,7 @@ def measure(
 
 
 def _table(
-    run: RunBlank, arrangement: Arrangement, lanes: int, sizes: tuple[int, ...], lone: float, *, linear: bool
+    run: RunBatch, arrangement: Arrangement, lanes: int, sizes: tuple[int, ...], lone: float, *, linear: bool
 ) -> tuple[Cost, ...]:
     """The sizes for which there is memory, as far as it pays to look."""
     table: list[Cost] = []
@@ -203,12 +203,12 @@ def _on_every_lane(pool: Executor, work: Callable[[], None], lanes: int) -> None
         done.result()
 
 
-def _repeat(run: RunBlank, size: int, arrangement: Arrangement, times: int) -> None:
+def _repeat(run: RunBatch, size: int, arrangement: Arrangement, times: int) -> None:
     for _ in range(times):
         run(size, arrangement)
 
 
-def _lone_seconds(run: RunBlank, arrangements: Collection[Arrangement]) -> dict[Arrangement, float]:
+def _lone_seconds(run: RunBatch, arrangements: Collection[Arrangement]) -> dict[Arrangement, float]:
     """What a lone image takes in each arrangement: the least of several runs, in turns, as machines vary in speed."""
     taken: dict[Arrangement, list[float]] = {arrangement: [] for arrangement in arrangements}
     for _ in range(MAX_LONE_RUNS):
