@@ -1,8 +1,8 @@
 """What HTTP and decoding take where the network takes nothing, without and with workers: `python -m benchmarks.http`.
 
 JPEGs are sent to `/classify`, and tensors, which need no decoding, by the Open Inference Protocol. On a GPU the network
-leaves the cores to that. A network of one small matrix product does so on any
-machine. Both kinds of server take turns; prints a Markdown table with the medians of the rounds.
+leaves the cores to that. A network of one small matrix product does so on any machine. Both kinds of server take turns;
+prints a Markdown table with the medians of the rounds.
 """
 
 import argparse

@@ -16,7 +16,7 @@ import orjson
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.content import RawHeaders
+from service.content import message
 from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
 from service.exchange import Exchange, request_id
@@ -229,7 +229,7 @@ class Connection(HttpToolsProtocol):
     def _write(self, reply: Reply, cycle: _PlainCycle) -> None:
         closing = not cycle.keep_alive or self._short_way.draining
         headers = self.server_state.default_headers + reply.headers
-        self.transport.write(_message(reply.status, headers, reply.body, closing=closing))
+        self.transport.write(message(STATUS_LINE[reply.status], headers, reply.body, closing=closing))
         if not closing:
             return
         if cycle.closes_in:
@@ -262,15 +262,6 @@ def _refusal(exchange: Exchange, status: int, detail: str) -> bytes:
     exchange.error_code = PROTOCOL_CODES[status]
     exchange.finish(status)
     headers = [(b"content-type", PROBLEM_JSON.encode()), *exchange.headers()]
-    return _message(status, headers, orjson.dumps(problem(status, exchange.error_code, detail)), closing=True)
-
-
-def _message(status: int, headers: RawHeaders, body: bytes, *, closing: bool) -> bytes:
-    """An answer as it goes over the wire."""
-    lines = [STATUS_LINE[status]]
-    for name, value in headers:
-        lines += (name, b": ", value, b"\r\n")
-    lines.append(b"connection: close\r\n" if closing else b"")
-    lines.append(b"content-length: %d\r\n\r\n" % len(body))
-    lines.append(body)
-    return b"".join(lines)
+    return message(
+        STATUS_LINE[status], headers, orjson.dumps(problem(status, exchange.error_code, detail)), closing=True
+    )

@@ -201,7 +201,7 @@ def _simple_head(head: bytes) -> SimpleHead | None:
         return None
     if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
         return None
-    asked = _asked_of_an_image(parsed.target, sent) or _asked_of_a_tensor(parsed.target, sent)
+    asked = _asked_of_an_image(parsed.target, sent) or _asked_of_a_tensor(parsed.target, sent, length)
     if asked is None:
         return None
     request_id = sent.get(b"x-request-id")
@@ -222,12 +222,12 @@ def _asked_of_an_image(target: bytes, sent: dict[bytes, bytes]) -> _Asked | None
     return PATH, query.model or "", query.top_k, None
 
 
-def _asked_of_a_tensor(target: bytes, sent: dict[bytes, bytes]) -> _Asked | None:
+def _asked_of_a_tensor(target: bytes, sent: dict[bytes, bytes], length: int) -> _Asked | None:
     asked, json_length = read_infer_target(target), sent.get(HEADER_LENGTH.encode(), b"")
     known = json_length.isdigit() and len(json_length) <= len(str(MOST_JSON_BYTES))
     if asked is None or asked.version is not None or not known:
         return None
-    if int(json_length) > min(MOST_JSON_BYTES, int(sent[b"content-length"])):
+    if int(json_length) > min(MOST_JSON_BYTES, length):
         return None
     return asked.path, asked.model, None, int(json_length)
 

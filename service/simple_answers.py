@@ -14,7 +14,7 @@ import orjson
 
 from service.answer import Prediction, labels_in_answer, predictions_body
 from service.artifact import ModelCard
-from service.content import Content
+from service.content import Content, message
 from service.exchange import Exchange
 from service.image import preprocess
 from service.inference_protocol import Inference, Signature
@@ -22,6 +22,7 @@ from service.inference_rest import SentAs, parse, render
 from service.plain_head import MOST_LABELS, NotSimple, SimpleRequest
 from service.tickets import Logits, Pixels
 
+_OK = b"HTTP/1.1 200 OK\r\n"
 _JSON = [(b"content-type", b"application/json")]
 
 
@@ -73,15 +74,10 @@ def answer(
         about = {"model_name": exchange.model, "model_version": exchange.version, "id": question.inference.id}
         content = render(logits[None], question.inference.wanted, signature, about, question.accept)
     exchange.finish(200)
-    described = "".join([f"{name.decode()}: {value.decode()}\r\n" for name, value in content.headers])
-    head = (
-        f"HTTP/1.1 200 OK\r\ndate: {_date(int(time.time()))}\r\n{described}"
-        f"x-request-id: {exchange.request_id}\r\nserver-timing: {exchange.server_timing()}\r\n"
-        f"content-length: {len(content.body)}\r\n\r\n"
-    )
-    return head.encode() + content.body
+    headers = [(b"date", _date(int(time.time()))), *content.headers, *exchange.headers()]
+    return message(_OK, headers, content.body)
 
 
 @lru_cache(1)
-def _date(second: int) -> str:
-    return email.utils.formatdate(second, usegmt=True)
+def _date(second: int) -> bytes:
+    return email.utils.formatdate(second, usegmt=True).encode()
