@@ -37,9 +37,11 @@ test-gpu: ## the tests that need an NVIDIA GPU
 	@$(MAKE) --no-print-directory RUNTIME=gpu .venv/dev
 	$(BIN)/pytest -m gpu
 
-bench-gpu: ## ways of running a ResNet on CUDA, beside torch; this server and its ceilings; WORKLOADS=W4,W6 for some
+bench-gpu: ## ways of running a ResNet on CUDA, beside torch; of decoding; this server and its ceilings; WORKLOADS=W4,W6 for some
 	@$(MAKE) --no-print-directory RUNTIME=gpu .venv/dev
+	@$(INSTALL) '.[bench-gpu]'
 	$(BIN)/python -m benchmarks.cuda
+	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks --device cuda --http-workers $(shell nproc) --open --workloads $(or $(WORKLOADS),W2,W3,W4,W4f,W5,W6)
 
 soak: .venv/dev ## ordinary trouble for MINUTES (30): memory, gauges, latency and answers, with a chart

@@ -69,7 +69,7 @@ def measure(path: Path, encoded: bytes | None, device: Device = "cpu") -> Ceilin
         for size in BATCH_SIZES + (LARGER_ON_GPU if apart else ())
     }
     backend.close()
-    return Ceiling(rates, _decode_rate(path, encoded, cores) if encoded else 0.0, apart)
+    return Ceiling(rates, decode_rate(path, encoded, cores) if encoded else 0.0, apart)
 
 
 def _model_rate(backend: OnnxBackend, card: ModelCard, arrangement: Arrangement, lanes: int, size: int) -> float:
@@ -100,7 +100,8 @@ def runs_a_second(work: Callable[[], object], threads: int, seconds: float = SEC
     return sum(counts) / (time.perf_counter() - began)
 
 
-def _decode_rate(path: Path, encoded: bytes, cores: int) -> float:
+def decode_rate(path: Path, encoded: bytes, cores: int) -> float:
+    """Images a second that so many cores decode for a model."""
     # Processes: what a thread of Python would wait for the interpreter's lock is not the decoder's.
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
         return sum(pool.starmap(_decode_alone, [(path, encoded)] * cores, chunksize=1))

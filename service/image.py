@@ -86,7 +86,7 @@ def preprocess(encoded: bytes, recipe: Preprocessing, max_pixels: int) -> NDArra
         UndecodableImage: not one of the formats, truncated, or damaged.
         ImageTooLarge: more than `max_pixels`, or a shape that the resize would blow up.
     """
-    return _fit(decode(encoded, recipe, max_pixels), recipe)
+    return fit(decode(encoded, recipe, max_pixels), recipe)
 
 
 def decode(encoded: bytes, recipe: Preprocessing, max_pixels: int) -> NDArray[np.uint8]:
@@ -204,7 +204,7 @@ def _resized(size: Size, recipe: Preprocessing) -> Size:
     return Size(int(shorter * size.width / size.height), shorter)
 
 
-def _fit(pixels: NDArray[np.uint8], recipe: Preprocessing) -> NDArray[np.uint8]:
+def fit(pixels: NDArray[np.uint8], recipe: Preprocessing) -> NDArray[np.uint8]:
     """Resize the shorter side and cut out the centre, `[H, W, 3]` -> `[crop, crop, 3]`."""
     size = Size(pixels.shape[1], pixels.shape[0])
     target = _resized(size, recipe)

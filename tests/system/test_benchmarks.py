@@ -22,14 +22,11 @@ def test_a_gpu_is_asked_for_no_int8() -> None:
     assert WORKLOADS["W4f"].on_gpu() == WORKLOADS["W4f"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_ways_of_running_a_network_are_compared(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.cuda", "--device", "cpu", "--networks", "resnet18"]
-    command += ["--precisions", "fp32", "--sizes", "1", "2", "--seconds", "0.1"]
+def benchmark(name: str, *flags: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run one in a folder of its own, to its end."""
     done = subprocess.run(
-        command,
-        cwd=tmp_path,
+        [sys.executable, "-m", f"benchmarks.{name}", "--device", "cpu", "--seconds", "0.1", *flags],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -37,9 +34,32 @@ def test_ways_of_running_a_network_are_compared(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ways_of_running_a_network_are_compared(tmp_path: Path) -> None:
+    flags = ("--networks", "resnet18", "--precisions", "fp32", "--sizes", "1", "2")
+    done = benchmark("cuda", *flags, folder=tmp_path)
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith(("| session", "| torch"))]
     assert {row[0].removeprefix("| ") for row in rows} >= {"session, as served", "session, IO binding", "torch, eager"}
     for _, *rates, difference in rows:
         assert all(float(rate.replace(",", "")) > 0 for rate in rates)
         assert float(difference.removesuffix(" |")) < 1e-4
     assert "of the best of torch" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ways_of_decoding_are_compared(tmp_path: Path) -> None:
+    done = benchmark("decoding", "--sizes", "1", "4", folder=tmp_path)
+    rows = {row[0]: row[1:] for line in done.stdout.splitlines() if (row := line.strip("| ").split(" | "))[1:]}
+    served, other = "as served, a thread a core", "nvImageCodec, CPU_ONLY"
+    assert served in rows
+    assert other in rows or f"{other} is left out: " in done.stderr
+    for name in {served, other} & rows.keys():
+        *rates, most, mean, logits = rows[name]
+        assert all(float(rate.replace(",", "")) > 0 for rate in rates)
+        assert (most, mean, logits) == ("0", "0.000", "0.00")
+    assert "a process for each core" in done.stdout
