@@ -22,7 +22,7 @@ from service.errors import InvalidParameter, InvalidRequest, ServiceError, Unkno
 from service.folder import Location, RepositoryError, discover
 from service.golden import GoldenMismatch
 from service.lifecycle import EMPTY, FAILED, READY, Lifecycle
-from service.loading import describe_failure, load
+from service.loading import Timed, describe_failure, load
 from service.opening import Opener, state
 from service.repository import Repository, ServedModel
 from service.runtime import DeviceError
@@ -206,13 +206,15 @@ class Control:
 
     async def _load(self, location: Location, seen: Fingerprint, tell: Callable[[str, str], None]) -> None:
         self._tried[location] = seen
+        in_service = [Timed(each.card, each.device, each.costs) for each in self._repository]
         work = partial(
             load,
             location,
             self._opener,
             self._max_batch,
             lambda phase: tell(phase, str(location)),
-            beside_traffic=not self._repository.loading,
+            timed=in_service,
+            beside_traffic=bool(in_service) and not self._repository.loading,
         )
         # A thread of its own, because it may lower its priority.
         thread = ThreadPoolExecutor(1, thread_name_prefix="load")

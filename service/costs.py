@@ -8,7 +8,7 @@ which size on a larger batch brings nothing more, depends on the network and the
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ WORTH_A_COPY = 1.03
 # On a CPU there is decoding on the same cores under load: a run on all of them waits for the thread that it holds up,
 # where runs side by side do not wait for each other. ResNet-50 float32, a tenth faster side by side when nothing else
 # runs, answers a fifth more that way under load. A smaller preference was within the noise of a warm-up.
-BESIDE_DECODING = {"together": 0.7, "spread": 1.0}
+BESIDE_DECODING: Mapping[Arrangement, float] = {"together": 0.7, "spread": 1.0}
 # By so much more images a second do batches bring at most, where an image takes milliseconds: 1.05 to 1.25 times for
 # ResNet-18 and ResNet-50. An arrangement that would need more to be the better one is not timed any further.
 MILLISECONDS = 3e-3
@@ -121,6 +121,7 @@ def measure(
     progress: Progress,
     *,
     linear: bool = True,
+    quiet: bool = True,
 ) -> Costs:
     """Time batches of images and decide on arrangement and sizes.
 
@@ -131,29 +132,63 @@ def measure(
         progress: told which of how many steps begins: lone images, then batches in each arrangement.
         linear: whether a batch takes no longer than its images, as on a CPU. A size that takes too long to time is then
             expected to take as long for each image as the one before. A GPU uses only sizes that it has run.
+        quiet: whether little else runs. Beside traffic, batches on a CPU would be timed by how long they waited for a
+            core: only lone images are timed then, and batches expected to take as long as their images, side by side.
 
     Raises:
         TooLarge: there is no memory for a single image.
     """
-    steps = 1 + len(lanes)
+    only_lone = linear and not quiet
+    steps = 1 if only_lone else 1 + len(lanes)
     progress(1, steps)
     lone = _lone_seconds(run, lanes)
     worth = BESIDE_DECODING if linear else dict.fromkeys(lanes, 1.0)
-    singly = {each: worth[each] * count / lone[each] for each, count in lanes.items()}
+    if only_lone:
+        crowd = max(lanes, key=lambda each: lanes[each])
+        return _decided(lone, lanes, {crowd: _expected_table(lanes, lone, crowd, sizes)}, worth)
     tables: dict[Arrangement, tuple[Cost, ...]] = {}
-    rates: dict[Arrangement, float] = {}
+    singly = {each: worth[each] * count / lone[each] for each, count in lanes.items()}
+    best = 0.0
     for step, arrangement in enumerate(sorted(lanes, key=lambda each: singly[each], reverse=True), start=2):
         progress(step, steps)
-        outdone = BATCHES_BRING * singly[arrangement] < max(rates.values(), default=0.0)
+        outdone = BATCHES_BRING * singly[arrangement] < best
         if linear and outdone and lone[arrangement] > MILLISECONDS:
             continue
         table = _table(run, arrangement, lanes[arrangement], sizes, lone[arrangement], linear=linear)
-        if not table:
-            continue
-        tables[arrangement] = table
-        rates[arrangement] = worth[arrangement] * max(cost.images_per_second for cost in table)
-    if not rates:
+        if table:
+            tables[arrangement] = table
+            best = max(best, worth[arrangement] * _rate(table))
+    if not tables:
         raise TooLarge("the device has no memory for one image at a time")
+    return _decided(lone, lanes, tables, worth)
+
+
+def rehearse(run: RunBatch, costs: Costs, *, linear: bool = True) -> None:
+    """Run what will be run, once, of a model whose costs are known.
+
+    Args:
+        run: as in `measure`.
+        costs: those that are known.
+        linear: as in `measure`. Where a batch is no more than its images, two show that each gets an answer of its own;
+            a GPU prepares for each size.
+
+    Raises:
+        TooLarge: there is no memory for one of the sizes.
+    """
+    run(1, costs.lone)
+    with ThreadPoolExecutor(costs.lanes, thread_name_prefix="warm-up") as pool:
+        for size in costs.sizes[:2] if linear else costs.sizes:
+            _on_every_lane(pool, partial(run, size, costs.crowd), costs.lanes)
+
+
+def _decided(
+    lone: Mapping[Arrangement, float],
+    lanes: Mapping[Arrangement, int],
+    tables: Mapping[Arrangement, tuple[Cost, ...]],
+    worth: Mapping[Arrangement, float],
+) -> Costs:
+    """One arrangement for the crowd, of those that have a table, and one for lone images."""
+    rates = {each: worth[each] * _rate(table) for each, table in tables.items()}
     crowd = max(rates, key=lambda each: rates[each])
     fastest = min(lone, key=lambda each: lone[each])
     if lone[fastest] * WORTH_A_COPY > lone[crowd]:
@@ -163,16 +198,49 @@ def measure(
     return Costs(fastest, lone[fastest], crowd, lanes[crowd], tables[crowd])
 
 
+def _rate(table: tuple[Cost, ...]) -> float:
+    return max(cost.images_per_second for cost in table)
+
+
+def _expected_table(
+    lanes: Mapping[Arrangement, int],
+    lone: Mapping[Arrangement, float],
+    arrangement: Arrangement,
+    sizes: tuple[int, ...],
+) -> tuple[Cost, ...]:
+    """The sizes that pay if batches take as long as their images, and lanes share the cores."""
+    for_an_image = min(seconds * lanes[arrangement] / lanes[each] for each, seconds in lone.items())
+    table: list[Cost] = []
+    for size in sizes:
+        expected = for_an_image * size
+        if _is_enough(table, expected):
+            break
+        table.append(_cost(table, lanes[arrangement], size, expected, for_an_image))
+    return tuple(table)
+
+
+def _is_enough(table: Sequence[Cost], expected: float) -> bool:
+    """Whether larger batches would take too long, or have ceased to pay."""
+    return bool(table) and (expected > LONGEST_SECONDS or not any(each.used for each in table[-PATIENCE:]))
+
+
+def _cost(table: Sequence[Cost], lanes: int, size: int, seconds: float, for_an_image: float) -> Cost:
+    """The next row of a table; it is judged by what it takes for an image."""
+    best = max((each.images_per_second for each in table if each.used), default=0.0)
+    rate = lanes * size / (for_an_image * size + HAND_OVER_SECONDS)
+    return Cost(size, seconds + HAND_OVER_SECONDS, rate, rate >= best * GAIN)
+
+
 def _table(
     run: RunBatch, arrangement: Arrangement, lanes: int, sizes: tuple[int, ...], lone: float, *, linear: bool
 ) -> tuple[Cost, ...]:
-    """The sizes for which there is memory, as far as it pays to look."""
+    """The sizes for which there is memory, timed as far as it pays to look."""
     table: list[Cost] = []
-    best, for_an_image = 0.0, lone
+    for_an_image = lone
     with ThreadPoolExecutor(lanes, thread_name_prefix="warm-up") as pool:
         for size in sizes:
             expected = for_an_image * size
-            if table and (expected > LONGEST_SECONDS or not any(each.used for each in table[-PATIENCE:])):
+            if _is_enough(table, expected):
                 break
             too_long = LEAST_RUNS * (sum(each.seconds for each in table) + expected) > SEARCH_SECONDS
             if table and too_long and not linear:
@@ -190,10 +258,7 @@ def _table(
                     break
             disturbed = linear and table and expected < seconds < DISTURBED * expected
             for_an_image = (expected if disturbed else seconds) / size
-            rate = lanes * size / (for_an_image * size + HAND_OVER_SECONDS)
-            used = rate >= best * GAIN
-            table.append(Cost(size, seconds + HAND_OVER_SECONDS, rate, used))
-            best = rate if used else best
+            table.append(_cost(table, lanes, size, seconds, for_an_image))
     return tuple(table)
 
 

@@ -141,7 +141,7 @@ def test_a_file_that_is_half_written_is_left_alone_until_it_is_whole(
                 time.sleep(0.05)
         give_up = time.monotonic() + 20
         while post(server, samples[0]).json()["version"] != 2:
-            assert time.monotonic() < give_up
+            assert time.monotonic() < give_up, server.log.read_text()
             time.sleep(0.1)
         assert server.get("/health/ready").status_code == 200
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.costs import Arrangement, Cost, Costs, TooLarge, measure
+from service.costs import Arrangement, Cost, Costs, TooLarge, measure, rehearse
 
 BOTH: dict[Arrangement, int] = {"together": 1, "spread": 2}
 
@@ -184,6 +184,51 @@ def test_every_lane_is_busy_while_a_size_is_timed() -> None:
 
     measure(run, {"spread": 3}, (1,), lambda *_: None)
     assert most[0] == 3
+
+
+def test_beside_traffic_nothing_is_decided_by_how_long_a_batch_waited_for_a_core() -> None:
+    ran: set[tuple[int, Arrangement]] = set()
+
+    def run(size: int, arrangement: Arrangement) -> None:
+        ran.add((size, arrangement))
+        waited = 5 if arrangement == "spread" else 1
+        time.sleep(0.005 * waited)
+
+    costs = measure(run, BOTH, (1, 2, 4, 8, 16), lambda *_: None, quiet=False)
+    assert ran == {(1, "together"), (1, "spread")}
+    assert (costs.crowd, costs.lanes) == ("spread", 2)
+    assert costs.sizes == (1, 2, 4, 8), "one image takes both cores 5 ms, so 16 take one of them 160"
+    assert costs.table[3].seconds == pytest.approx(0.083, rel=0.1)
+
+
+def test_beside_traffic_only_one_arrangement_is_kept_without_a_reason_for_two() -> None:
+    costs = measure(lambda *_: time.sleep(0.005), BOTH, (1, 2), lambda *_: None, quiet=False)
+    assert costs.arrangements == {"spread"}
+
+
+def test_a_gpu_is_timed_beside_traffic_too_as_it_uses_only_what_ran() -> None:
+    ran = set()
+
+    def run(size: int, _: Arrangement) -> None:
+        ran.add(size)
+        time.sleep(0.001)
+
+    costs = measure(run, {"together": 1}, (1, 2, 4), lambda *_: None, linear=False, quiet=False)
+    assert {cost.size for cost in costs.table} == ran == {1, 2, 4}
+
+
+@pytest.mark.parametrize(("linear", "sizes"), [(True, (1, 2)), (False, (1, 2, 8))])
+def test_what_is_known_is_rehearsed_on_every_lane(linear: bool, sizes: tuple[int, ...]) -> None:
+    ran: Counter[tuple[int, Arrangement]] = Counter()
+    lock = threading.Lock()
+
+    def run(size: int, arrangement: Arrangement) -> None:
+        with lock:
+            ran[size, arrangement] += 1
+
+    table = tuple(Cost(size, 0.01, 100 * size, used=size != 4) for size in (1, 2, 4, 8))
+    rehearse(run, Costs("together", 0.01, "spread", 2, table), linear=linear)
+    assert ran == {(1, "together"): 1} | {(size, "spread"): 2 for size in sizes}
 
 
 def test_the_size_with_the_best_rate_that_keeps_a_deadline_is_chosen() -> None:

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.artifact import CARD_PROPERTY, ArtifactError, ModelCard
-from service.costs import Arrangement, TooLarge
+from service.costs import Arrangement, Cost, Costs, TooLarge
 from service.folder import Location, RepositoryError, discover
 from service.golden import GoldenMismatch, golden_pixels
-from service.loading import LoadedModel, load
+from service.loading import LoadedModel, Timed, load
 from service.opening import Opener
 from service.runtime import Array, Backend, DeviceError, OutOfDeviceMemory, Outputs, open_onnx
 from service.seal import seal
@@ -159,12 +160,58 @@ class Watched:
         self._inner.close()
 
 
-def watched(path: Path, **told: Any) -> tuple[Watched, Callable[[], LoadedModel]]:
-    """A backend for an artifact, told so, and what loads it."""
+def watched(path: Path, *timed: Timed, **told: Any) -> tuple[Watched, Callable[[], LoadedModel]]:
+    """A backend for an artifact, told so, and what loads it beside what was timed before."""
     backend = Watched(open_onnx(path, "cpu", threads=2, spread=True))
     for name, value in told.items():
         setattr(backend, name, value)
-    return backend, lambda: load(Location("digits", 1, path), Opener(lambda _: backend), 4, lambda _: None)
+    opener = Opener(lambda _: backend)
+    return backend, lambda: load(Location("digits", 1, path), opener, 4, lambda _: None, timed=timed)
+
+
+# Of no machine: what is measured is never so.
+KNOWN = Costs("together", 7.0, "spread", 2, (Cost(1, 8.0, 0.25, True), Cost(4, 9.0, 0.5, True)))
+
+
+def card_in(path: Path) -> ModelCard:
+    return load_file(path)[0].card
+
+
+def test_a_version_of_the_same_layers_is_proved_and_not_timed_again(digits_model: Path) -> None:
+    backend, load_it = watched(digits_model, Timed(card_in(digits_model), "cpu", KNOWN))
+    assert load_it().costs == KNOWN
+    assert len(backend.images) == 8, "the golden images"
+    _, load_it = watched(
+        digits_model, Timed(card_in(digits_model), "cpu", KNOWN), wrong=lambda images, _: len(images) == 4
+    )
+    with pytest.raises(GoldenMismatch, match="logits differ"):
+        load_it()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda card: Timed(card.model_copy(update={"precision": "fp16"}), "cpu", KNOWN),
+        lambda card: Timed(card.model_copy(update={"labels": card.labels * 2}), "cpu", KNOWN),
+        lambda card: Timed(card.model_copy(update={"structure": None}), "cpu", KNOWN),
+        lambda card: Timed(
+            card.model_copy(update={"structure": card.structure.model_copy(update={"option": "C"})}), "cpu", KNOWN
+        ),
+        lambda card: Timed(card, "cuda", KNOWN),
+        lambda card: Timed(card, "cpu", replace(KNOWN, lanes=3)),
+        lambda card: Timed(card, "cpu", replace(KNOWN, table=(*KNOWN.table, Cost(8, 10.0, 1.0, True)))),
+    ],
+    ids=["precision", "classes", "unknown layers", "layers", "device", "cores", "batch size"],
+)
+def test_what_was_timed_of_something_else_is_of_no_use(other: Callable[[ModelCard], Timed], digits_model: Path) -> None:
+    _, load_it = watched(digits_model, other(card_in(digits_model)))
+    assert load_it().costs.lone_seconds < 7
+
+
+def test_where_there_is_less_memory_than_before_a_model_is_timed_anew(digits_model: Path) -> None:
+    timed = Timed(card_in(digits_model), "cpu", KNOWN)
+    _, load_it = watched(digits_model, timed, seconds={"together": 0.01, "spread": 0.01}, room=2)
+    assert max(load_it().costs.sizes) <= 2
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,35 @@ async def test_swaps_under_load_lose_no_request_and_every_answer_is_its_versions
     await compare(answers, two_versions, images)
 
 
+async def test_a_version_that_is_loaded_under_load_is_run_in_the_batches_of_the_one_before(
+    digits_models: Path, samples: list[Path], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(digits_models, models)
+    with running(models, "--model-control", "explicit") as server:
+        limits = httpx2.Limits(max_connections=CONNECTIONS + 1)
+        async with httpx2.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
+            stop = asyncio.Event()
+
+            async def caller() -> None:
+                while not stop.is_set():
+                    assert (await client.post("/classify", content=samples[0].read_bytes())).status_code == 200
+
+            callers = [asyncio.create_task(caller()) for _ in range(CONNECTIONS)]
+            shutil.copytree(models / "digits" / "1", models / "digits" / "2")
+            await control(client, "load")
+            stop.set()
+            await asyncio.gather(*callers)
+            metrics = (await client.get("/metrics")).text
+
+    def batches(version: int) -> list[str]:
+        label = f'version="{version}"'
+        lines = (line for line in metrics.splitlines() if line.startswith("model_batch_seconds"))
+        return sorted(line.replace(label, "") for line in lines if label in line)
+
+    assert batches(1) == batches(2) != []
+
+
 def by_class(response: httpx2.Response) -> list[float]:
     ordered = sorted(response.json()["predictions"], key=lambda each: int(each["index"]))
     return [float(each["probability"]) for each in ordered]
