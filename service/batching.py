@@ -35,6 +35,9 @@ from service.tickets import Explained, Logits, Pixels, Priority, Ticket
 log = logging.getLogger(__name__)
 
 Outcome = Logits | Exception
+TOO_LATE = (
+    "The answer would come after the deadline; try again after the time in Retry-After, or with a longer deadline."
+)
 # An estimate that is right on average is too short for half of the requests, and those would be computed for nothing.
 HEADROOM = 1.5
 # A run is given so many times what the slowest batch took at warm-up before its device counts as hung.
@@ -209,10 +212,11 @@ class Batcher:
         """Whose places are taken; Overloaded if there is no room even so, or the answer would come too late."""
         excess = self._waiting.admitted + images - self._max_queue
         displaced = self._waiting.displaceable(priority, excess) if excess > 0 else []
-        own = (images - 1) * self._seconds_per_image + self._costs.lone_seconds
-        late = time.monotonic() + HEADROOM * (self._wait(priority, images) + own) > deadline
-        if len(displaced) < excess or late:
+        if len(displaced) < excess:
             raise Overloaded(retry_after=self._retry_after(priority))
+        own = (images - 1) * self._seconds_per_image + self._costs.lone_seconds
+        if time.monotonic() + HEADROOM * (self._wait(priority, images) + own) > deadline:
+            raise Overloaded(TOO_LATE, retry_after=self._retry_after(priority))
         return displaced
 
     def _wait(self, priority: Priority, images: int = 1) -> float:

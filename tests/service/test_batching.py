@@ -193,7 +193,7 @@ async def test_e_a_full_queue_refuses_at_once_and_takes_nothing() -> None:
     async with running(max_queue=3) as rig:
         busy = await rig.occupy()
         waiting = [rig.submit() for _ in range(3)]
-        with pytest.raises(Overloaded) as refused:
+        with pytest.raises(Overloaded, match="queue is full") as refused:
             rig.batcher.reserve(far())
         assert refused.value.retry_after is not None
         assert refused.value.retry_after >= 1
@@ -406,7 +406,7 @@ async def test_a_high_request_is_not_refused_for_the_low_ones_that_it_overtakes(
 
 async def test_a_deadline_shorter_than_the_model_itself_is_refused_at_once() -> None:
     async with running(seconds=0.5) as rig:
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match="longer deadline"):
             rig.batcher.reserve(time.monotonic() + 0.4)
         assert rig.batcher.waiting == 0
 
