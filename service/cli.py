@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from service.access import new_key
 from service.errors import StartError
 from service.logs import configure_logging
-from service.memory import postpone_collection, use_few_arenas
+from service.memory import postpone_collection, use_one_arena
 from service.opening import opener_for
 from service.settings import PREFIX, Settings, SettingsError, read_settings
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    use_few_arenas()
+    use_one_arena()
     postpone_collection()
     configure_logging(settings.log_format, settings.log_level)
     opener = opener_for(settings)

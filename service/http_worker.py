@@ -51,7 +51,7 @@ from service.image import PROMPT, QUICK
 from service.inference_protocol import Signature
 from service.loading import EXPECTED_FAILURES
 from service.logs import configure_logging
-from service.memory import give_back, settle, use_few_arenas
+from service.memory import give_back, settle, use_one_arena
 from service.opening import Opener, card_of, state
 from service.plain_head import METHOD, MostBytes, NotSimple, SimpleRequest, simple_request
 from service.runtime import Backend, open_onnx
@@ -463,7 +463,7 @@ def main() -> int:
     # A terminal, and some supervisors, signal every process of a service: the server decides when this one ends.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    use_few_arenas()
+    use_one_arena()
     channel, images = Channel(socket.socket(fileno=int(sys.argv[1]))), SharedImages(int(sys.argv[2]))
     first = channel.receive(wait=True)
     if first is None:
