@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.ceilings import MAX_PIXELS, decode_rate, runs_a_second
@@ -49,7 +50,7 @@ Decode = Callable[[Batch], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Decoder:
-    """A way to decode; `pixels` gives `[n, H, W, 3]`, `alone` leaves them where they are, to be resized there."""
+    """A way to decode; `pixels` gives `[n, 224, 224, 3]`, `alone` leaves images where they are, to be resized there."""
 
     name: str
     pixels: Decode
@@ -107,8 +108,9 @@ def _decoders(recipe: Preprocessing, pool: ThreadPoolExecutor, device: str, imag
 def _nvidia(name: str, kind: str, recipe: Preprocessing, pool: ThreadPoolExecutor) -> Decoder:
     from nvidia import nvimgcodec
 
+    on_gpu = kind != "CPU_ONLY"
     codec = nvimgcodec.Decoder(
-        device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY if kind == "CPU_ONLY" else nvimgcodec.NVIMGCODEC_DEVICE_CURRENT,
+        device_id=nvimgcodec.NVIMGCODEC_DEVICE_CURRENT if on_gpu else nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
         backends=[nvimgcodec.Backend(getattr(nvimgcodec.BackendKind, kind))],
         options=EXACT,
     )
@@ -123,7 +125,12 @@ def _nvidia(name: str, kind: str, recipe: Preprocessing, pool: ThreadPoolExecuto
         on_host = [np.asarray(each.cpu()) for each in decode(batch)]
         return np.stack(list(pool.map(partial(fit, recipe=recipe), on_host)))
 
-    return Decoder(name, pixels, decode)
+    def alone(batch: Batch) -> None:
+        decode(batch)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    return Decoder(name, pixels, alone)
 
 
 def _differences(decoders: Sequence[Decoder], artifact: Path, card: ModelCard, images: Batch) -> dict[str, Difference]:
