@@ -8,9 +8,10 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,7 +25,9 @@ from service.runtime import Device, OnnxBackend, open_onnx
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 LARGER_ON_GPU = (64, 128)
 SECONDS = 0.5
+ROUNDS = 3
 MAX_PIXELS = 2**26
+Way = TypeVar("Way")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,14 @@ def runs_a_second(work: Callable[[], object], threads: int, seconds: float = SEC
     for worker in workers:
         worker.join()
     return sum(counts) / (time.perf_counter() - began)
+
+
+def runs_in_turns(works: Mapping[Way, tuple[Callable[[], object], int]], seconds: float) -> dict[Way, float]:
+    """Runs a second of each work, by so many threads: medians of ROUNDS, in each of which all take their turn."""
+    rounds = [
+        {way: runs_a_second(work, threads, seconds) for way, (work, threads) in works.items()} for _ in range(ROUNDS)
+    ]
+    return {way: statistics.median(each[way] for each in rounds) for way in works}
 
 
 def decode_rate(path: Path, encoded: bytes, cores: int) -> float:

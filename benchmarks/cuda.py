@@ -8,7 +8,6 @@ onnxruntime on the CPU in float32. `--device cpu` has the ways that need no GPU,
 """
 
 import argparse
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.ceilings import runs_a_second
+from benchmarks.ceilings import runs_in_turns
 from benchmarks.workloads import CLASSES, FOLDER, Workload, checkpoint, prepare
 from model_export.catalog import find_architecture
 from model_export.errors import ExportError
@@ -35,7 +34,6 @@ from service.cpus import available_cpus
 from service.runtime import PROVIDERS, Device, open_onnx
 
 SIDE = 224
-ROUNDS = 3
 # A CUDA graph is captured by the first run and replayed from the next one on.
 WARM_RUNS = 3
 
@@ -106,15 +104,9 @@ def _compare(architecture: str, precision: str, options: argparse.Namespace) -> 
             difference = np.abs(run(pixels) - expected).max() / np.abs(expected).max()
             off[way.name] = max(off[way.name], float(difference))
         _progress(f"{architecture} {precision}, batches of {size}: measuring")
-        turns = [
-            {
-                way: size * runs_a_second(partial(run, pixels), way.threads, options.seconds)
-                for way, run in ready.items()
-            }
-            for _ in range(ROUNDS)
-        ]
-        for way in ready:
-            rates[way.name][size] = statistics.median(turn[way] for turn in turns)
+        works = {way.name: (partial(run, pixels), way.threads) for way, run in ready.items()}
+        for name, runs in runs_in_turns(works, options.seconds).items():
+            rates[name][size] = size * runs
     _print_table(f"{architecture} {precision}", rates, off, options.sizes)
 
 

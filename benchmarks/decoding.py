@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.ceilings import MAX_PIXELS, decode_rate, runs_a_second
+from benchmarks.ceilings import MAX_PIXELS, ROUNDS, decode_rate, runs_in_turns
 from benchmarks.workloads import FOLDER, WORKLOADS, jpegs, prepare
 from model_export.errors import ExportError
 from model_export.speed import processor
@@ -34,7 +34,6 @@ from service.cpus import available_cpus
 from service.image import fit, preprocess
 from service.runtime import open_onnx
 
-ROUNDS = 3
 COMPARED = 32
 WIDTH, HEIGHT = 500, 375
 # libjpeg-turbo's accurate transform and smooth upsampling, which training libraries have.
@@ -157,13 +156,9 @@ def _rates(
     rates: dict[str, dict[int, float]] = defaultdict(dict)
     for size in sizes:
         _progress(f"batches of {size}")
-        batch = images[:size]
-        turns = [
-            {name: size * runs_a_second(partial(way, batch), 1, seconds) for name, way in ways.items()}
-            for _ in range(ROUNDS)
-        ]
-        for name in ways:
-            rates[name][size] = statistics.median(turn[name] for turn in turns)
+        works = {name: (partial(way, images[:size]), 1) for name, way in ways.items()}
+        for name, runs in runs_in_turns(works, seconds).items():
+            rates[name][size] = size * runs
     return rates
 
 

@@ -145,7 +145,8 @@ def measure(
     worth = BESIDE_DECODING if linear else dict.fromkeys(lanes, 1.0)
     if only_lone:
         crowd = max(lanes, key=lambda each: lanes[each])
-        return _decided(lone, lanes, {crowd: _expected_table(lanes, lone, crowd, sizes)}, worth)
+        for_an_image = min(seconds * lanes[crowd] / lanes[each] for each, seconds in lone.items())
+        return _decided(lone, lanes, {crowd: _expected_table(lanes[crowd], sizes, for_an_image)}, worth)
     tables: dict[Arrangement, tuple[Cost, ...]] = {}
     singly = {each: worth[each] * count / lone[each] for each, count in lanes.items()}
     best = 0.0
@@ -202,20 +203,14 @@ def _rate(table: tuple[Cost, ...]) -> float:
     return max(cost.images_per_second for cost in table)
 
 
-def _expected_table(
-    lanes: Mapping[Arrangement, int],
-    lone: Mapping[Arrangement, float],
-    arrangement: Arrangement,
-    sizes: tuple[int, ...],
-) -> tuple[Cost, ...]:
-    """The sizes that pay if batches take as long as their images, and lanes share the cores."""
-    for_an_image = min(seconds * lanes[arrangement] / lanes[each] for each, seconds in lone.items())
+def _expected_table(lanes: int, sizes: tuple[int, ...], for_an_image: float) -> tuple[Cost, ...]:
+    """The sizes that pay if batches take as long as their images."""
     table: list[Cost] = []
     for size in sizes:
         expected = for_an_image * size
         if _is_enough(table, expected):
             break
-        table.append(_cost(table, lanes[arrangement], size, expected, for_an_image))
+        table.append(_cost(table, lanes, size, expected, for_an_image))
     return tuple(table)
 
 

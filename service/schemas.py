@@ -222,7 +222,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "Too many bytes, or too many pixels.",
         415: "A body that is no image, multipart form or octet stream.",
         422: "A bad query parameter.",
-        429: "The queue is full; see Retry-After.",
+        429: "The queue is full, or the answer would come after the deadline; see Retry-After.",
         500: "A failure of the server; its log has the reason under the X-Request-Id.",
         503: "Starting, draining, or the model is not in service; see Retry-After.",
         504: "The deadline passed.",
