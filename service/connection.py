@@ -16,12 +16,13 @@ import orjson
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.content import message
+from service.content import message, said_of_connection
 from service.deadlines import KEEP_ALIVE_SECONDS
 from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
 from service.exchange import Exchange, request_id
 from service.handover import Returned
 from service.hang_up import EXTENSION
+from service.plain_head import HTTP_VERSIONS
 from service.routes.short_way import PlainRequest, Reply, ShortWay
 from service.unread import LINGER_SECONDS
 from service.workers import Workers
@@ -39,9 +40,10 @@ class _PlainCycle:
 
     message_event = asyncio.Event()  # uvicorn sets it; nobody waits
 
-    def __init__(self, request: PlainRequest, scope: Any, *, keep_alive: bool) -> None:
+    def __init__(self, request: PlainRequest, scope: Any, http_version: str, *, keep_alive: bool) -> None:
         self.request = request
         self.scope = scope
+        self.http_version = http_version
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
@@ -75,6 +77,9 @@ class Connection(HttpToolsProtocol):
         returned, self._returned = self._returned, None
         if returned and returned.unsent:
             transport.write(returned.unsent)
+            if returned.ends:
+                transport.close()
+                return
         if returned and returned.received:
             self._since = returned.since
             self.data_received(returned.received)
@@ -123,7 +128,8 @@ class Connection(HttpToolsProtocol):
         if request is None:
             super().on_headers_complete()
         else:
-            cycle = _PlainCycle(request, self.scope, keep_alive=self.parser.should_keep_alive())
+            http_version, keep_alive = self.parser.get_http_version(), self.parser.should_keep_alive()
+            cycle = _PlainCycle(request, self.scope, http_version, keep_alive=keep_alive)
             self.cycle = cast("RequestResponseCycle", cycle)
         self._unanswered.append(self.cycle)
 
@@ -191,7 +197,7 @@ class Connection(HttpToolsProtocol):
     def _plain_request(self) -> PlainRequest | None:
         """What has to be answered the short way: a plain request, when its turn has come."""
         in_turn = self.cycle is None or self.cycle.response_complete
-        if not in_turn or self.parser.get_http_version() != "1.1":
+        if not in_turn or self.parser.get_http_version() not in HTTP_VERSIONS:
             return None
         return self._short_way.plain(self.parser.get_method(), self.url, self.headers, self._since)
 
@@ -229,7 +235,8 @@ class Connection(HttpToolsProtocol):
     def _write(self, reply: Reply, cycle: _PlainCycle) -> None:
         closing = not cycle.keep_alive or self._short_way.draining
         headers = self.server_state.default_headers + reply.headers
-        self.transport.write(message(STATUS_LINE[reply.status], headers, reply.body, closing=closing))
+        said = said_of_connection(cycle.http_version, keep_alive=not closing)
+        self.transport.write(message(STATUS_LINE[reply.status], headers, reply.body, connection=said))
         if not closing:
             return
         if cycle.closes_in:
@@ -263,5 +270,5 @@ def _refusal(exchange: Exchange, status: int, detail: str) -> bytes:
     exchange.finish(status)
     headers = [(b"content-type", PROBLEM_JSON.encode()), *exchange.headers()]
     return message(
-        STATUS_LINE[status], headers, orjson.dumps(problem(status, exchange.error_code, detail)), closing=True
+        STATUS_LINE[status], headers, orjson.dumps(problem(status, exchange.error_code, detail)), connection=b"close"
     )

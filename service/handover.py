@@ -23,7 +23,7 @@ MOST_BYTES = 2**18
 # What any Linux has room for in a Unix socket. An end that waits sends what is longer in parts.
 PART_BYTES = 2**17
 _DESCRIPTOR = struct.Struct("i")
-_RETURNED = struct.Struct("dI")
+_RETURNED = struct.Struct("dI?")
 
 
 class Kind(Enum):
@@ -117,22 +117,23 @@ class Returned(NamedTuple):
     """What goes back with a connection.
 
     `since`: when what is unanswered began, in seconds of `time.monotonic()`; `received`: its bytes so far; `unsent`:
-    what its caller has not had room for of the last answer.
+    what its caller has not had room for of the last answer; `ends`: the connection does, once that is sent.
     """
 
     since: float
     received: bytes
     unsent: bytes = b""
+    ends: bool = False
 
     def to_bytes(self) -> bytes:
         """As a message's content."""
-        return _RETURNED.pack(self.since, len(self.unsent)) + self.unsent + self.received
+        return _RETURNED.pack(self.since, len(self.unsent), self.ends) + self.unsent + self.received
 
     @classmethod
     def of(cls, content: bytes) -> Self:
         """From a message's content."""
-        (since, unsent), begin = _RETURNED.unpack_from(content), _RETURNED.size
-        return cls(since, content[begin + unsent :], content[begin : begin + unsent])
+        (since, unsent, ends), begin = _RETURNED.unpack_from(content), _RETURNED.size
+        return cls(since, content[begin + unsent :], content[begin : begin + unsent], ends)
 
 
 # A worker says something so often, if only that it lives.

@@ -374,13 +374,13 @@ class Worker:
             return
         for request, row, predictions in zip(batch, logits, answers, strict=True):
             whole = answer(request.question, row, predictions, model.signature, request.exchange)
-            self._write(request.connection, whole)
+            self._write(request.connection, whole, last=request.question.is_last)
         for request, predictions in zip(batch, answers, strict=True):
             best = predictions[0]
             self._tally.answer(model.route.number, request.exchange.timing, best["index"], best["probability"])
             request.exchange.log_line(logging.INFO, METHOD, request.path)
 
-    def _write(self, connection: _Connection, whole: bytes) -> None:
+    def _write(self, connection: _Connection, whole: bytes, *, last: bool) -> None:
         connection.received, connection.since, connection.asking = b"", time.monotonic(), False
         try:
             sent = connection.socket.send(whole)
@@ -390,7 +390,9 @@ class Worker:
             self._close(connection)
             return
         if sent < len(whole):  # its caller has no room for more at the moment, which the server can wait for
-            self._return(connection, whole[sent:])
+            self._return(connection, whole[sent:], ends=last)
+        elif last:
+            self._close(connection)
 
     def _spare_connections(self) -> None:
         """Give back as many as the server wants, each as soon as its request is answered."""
@@ -413,10 +415,11 @@ class Worker:
             if not connection.gone and not connection.asking:
                 self._return(connection)
 
-    def _return(self, connection: _Connection, unsent: bytes = b"") -> None:
-        """Give a connection back to the server, with what it has sent, and what could not be sent to it."""
+    def _return(self, connection: _Connection, unsent: bytes = b"", *, ends: bool = False) -> None:
+        """Give a connection back to the server, with what it has sent, and what could not be sent to it, with which it
+        may end."""
         self._forget(connection)
-        content = Returned(connection.since, connection.received, unsent).to_bytes()
+        content = Returned(connection.since, connection.received, unsent, ends).to_bytes()
         self._channel.send(Kind.BACK, content, connection.socket.fileno())
         connection.socket.close()
 

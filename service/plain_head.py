@@ -15,13 +15,14 @@ import httptools
 from pydantic import ValidationError
 
 from service.artifact import ModelCard
-from service.content import RawHeaders
+from service.content import RawHeaders, said_of_connection
 from service.image import PROMPT, Bounds, is_within
 from service.inference_rest import HEADER_LENGTH
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.uploads import is_image
 
 METHOD, PATH = "POST", "/classify"
+HTTP_VERSIONS = ("1.1", "1.0")
 _METHOD, _TARGET = METHOD.encode(), PATH.encode()
 # A name with other characters, or a query, is for the frameworks to decode.
 _INFER_TARGET = re.compile(r"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]{1,9}))?/infer")
@@ -63,7 +64,8 @@ class SimpleHead(NamedTuple):
     """What a simple request to `path` asks of the model called so, "" for the one there is.
 
     The body has `length` bytes. They are an encoded image, of which `top_k` labels are asked, None for the usual
-    number; or a tensor, behind JSON of `json_length`. `headers` are what came with it.
+    number; or a tensor, behind JSON of `json_length`. `headers` are what came with it, `connection` what the answer
+    says of its connection.
     """
 
     path: str
@@ -73,6 +75,7 @@ class SimpleHead(NamedTuple):
     length: int
     request_id: str | None
     headers: Mapping[str, str]
+    connection: bytes
 
 
 class SimpleRequest(NamedTuple):
@@ -199,14 +202,16 @@ def _simple_head(head: bytes) -> SimpleHead | None:
     length = plain_length(parsed.headers, sent, PROMPT.bytes)
     if parser.get_method() != _METHOD or length is None or any(name in sent for name in _NOT_SIMPLE):
         return None
-    if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
+    http_version = parser.get_http_version()
+    if http_version not in HTTP_VERSIONS:
         return None
     asked = _asked_of_an_image(parsed.target, sent) or _asked_of_a_tensor(parsed.target, sent, length)
     if asked is None:
         return None
     request_id = sent.get(b"x-request-id")
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in parsed.headers}
-    return SimpleHead(*asked, length, request_id.decode("latin-1") if request_id else None, headers)
+    said = said_of_connection(http_version, keep_alive=parser.should_keep_alive())
+    return SimpleHead(*asked, length, request_id.decode("latin-1") if request_id else None, headers, said)
 
 
 # The path, the model, the number of labels, and the length of the JSON.

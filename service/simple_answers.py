@@ -28,12 +28,18 @@ _JSON = [(b"content-type", b"application/json")]
 
 class Question(NamedTuple):
     """An image, uint8 `[H, W, 3]`, and how to answer: with the `top_k` most probable labels, or as `inference` says, to
-    a caller whose Accept-Encoding is `accept`."""
+    a caller whose Accept-Encoding is `accept`; `connection` is what to say of the connection."""
 
     pixels: Pixels
     top_k: int
+    connection: bytes
     inference: Inference | None = None
     accept: str = ""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether its connection ends with the answer."""
+        return self.connection == b"close"
 
 
 def read_question(asked: SimpleRequest, card: ModelCard, signature: Signature, max_pixels: int) -> Question:
@@ -45,14 +51,14 @@ def read_question(asked: SimpleRequest, card: ModelCard, signature: Signature, m
     head = asked.head
     if head.json_length is None:
         top_k = labels_in_answer(head.top_k, len(card.labels))
-        return Question(preprocess(asked.body, card.preprocessing, max_pixels), top_k)
+        return Question(preprocess(asked.body, card.preprocessing, max_pixels), top_k, head.connection)
     sent_as = SentAs.of(head.headers)
     inference = parse(asked.body, sent_as.header_length, signature)
     if not isinstance(inference.images, np.ndarray) or inference.timeout_us or inference.level:
         raise NotSimple
     if inference.wanted.classes > MOST_LABELS:
         raise NotSimple
-    return Question(inference.images[0], 1, inference, sent_as.accept)
+    return Question(inference.images[0], 1, head.connection, inference, sent_as.accept)
 
 
 def answer(
@@ -75,7 +81,7 @@ def answer(
         content = render(logits[None], question.inference.wanted, signature, about, question.accept)
     exchange.finish(200)
     headers = [(b"date", _date(int(time.time()))), *content.headers, *exchange.headers()]
-    return message(_OK, headers, content.body)
+    return message(_OK, headers, content.body, connection=question.connection)
 
 
 @lru_cache(1)

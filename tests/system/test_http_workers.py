@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from http.client import parse_headers
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +198,33 @@ def test_many_callers_who_send_one_request_each_have_workers_too(digits_models: 
         others = [ask() for _ in range(20)]
         assert own not in others
         eventually(lambda: server.metric('classify_requests_total{code="200",model="digits",version="1"}') == 140)
+
+
+@pytest.mark.parametrize(
+    ("version", "sent", "said"),
+    [
+        ("1.1", (), None),
+        ("1.1", ("Connection: close",), "close"),
+        ("1.0", (), "close"),
+        ("1.0", ("Connection: Keep-Alive",), "keep-alive"),
+        ("1.0", ("Connection: close",), "close"),
+    ],
+)
+def test_a_connection_goes_on_or_ends_as_its_caller_wants_whoever_answers(
+    server: Server, alone: Server, image: bytes, version: str, sent: tuple[str, ...], said: str | None
+) -> None:
+    own = {own_answers(server), own_answers(alone)}
+    for asked in (request(image, *sent), tensor_request(*sent)):
+        with connected(alone) as one, connected(server) as new, with_a_worker(server, image) as known:
+            for connection in (one, new, known):
+                connection.sendall(asked.replace(b" HTTP/1.1", f" HTTP/{version}".encode(), 1))
+                ((status, headers, _),) = answers(connection, 1)
+                assert (status, headers.get("connection")) == (200, said)
+                assert (headers["x-request-id"][:MADE_ID] in own) is (connection is one)
+                if said == "close":
+                    assert is_closed(connection, within=2)
+                else:
+                    assert who_answers(connection, image)
 
 
 def test_connections_are_shared_evenly(server: Server, image: bytes) -> None:
@@ -431,26 +457,39 @@ def test_a_version_that_is_withdrawn_after_a_load_has_failed_answers_nothing(
 def test_an_answer_that_its_caller_has_no_room_for_comes_whole(tmp_path: Path, image: bytes) -> None:
     with running(plain_models(tmp_path, 8, classes=4000), "--http-workers", "1") as server:
         wait_for_workers(server, 1)
-        with connected(server) as connection:
+        goes_on, ends = (
+            tensor_request(*said, pixels=bytes(192), target="/v2/models/plain/infer", side=8, name="x")
+            for said in ((), ("Connection: close",))
+        )
+        own = own_answers(server)
+
+        def ask_unread(*requests: bytes) -> socket.socket:
+            connection = connected(server)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
-            asked = tensor_request(pixels=bytes(192), target="/v2/models/plain/infer", side=8, name="x")
-            for _ in range(40):
-                connection.sendall(asked)  # each on its own, and nothing is read
-                time.sleep(0.02)
-            own, bodies, by_server = own_answers(server), set(), []
-            with connection.makefile("rb") as stream:
-                for number in range(50):
-                    if number >= 40:
-                        connection.sendall(asked)
-                    assert stream.readline() == b"HTTP/1.1 200 OK\r\n"
-                    headers = parse_headers(stream)
-                    bodies.add(stream.read(int(headers["content-length"])))
-                    by_server.append(headers["x-request-id"].startswith(own))
-        assert len(bodies) == 1
-        assert len(bodies.pop()) > 2**14
-        assert by_server[0] is False
-        assert True in by_server, "the caller had room for everything, so nothing was proved"
-        assert by_server[-1] is False, "the connection goes to a worker again"
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for each in requests:
+                connection.sendall(each)  # each on its own, and nothing is read
+                time.sleep(0.005)
+            return connection
+
+        with ask_unread(*[goes_on] * 80) as connection:  # 5.6 MB, where Linux keeps 4 at most
+            found = answers(connection, 80)
+            by_server = [headers["x-request-id"].startswith(own) for _, headers, _ in found]
+            assert by_server[0] is False
+            assert True in by_server, "the caller had room for everything, so nothing was proved"
+            for _ in range(2):
+                connection.sendall(goes_on)
+                last = answers(connection, 1)
+            assert last[0][1]["x-request-id"].startswith(own) is False, "the connection goes to a worker again"
+            found += last
+        no_room_for = by_server.index(True) - 1
+        for before in range(no_room_for - 1, no_room_for + 2):  # so one of them ends with the one without room
+            with ask_unread(*[goes_on] * before, ends) as connection:
+                found += answers(connection, before + 1)
+                assert is_closed(connection, within=2)
+        assert {status for status, _, _ in found} == {200}
+        assert len({body for _, _, body in found}) == 1
+        assert len(found[0][2]) > 2**14
 
 
 def test_a_tensor_over_the_limit_is_refused_by_workers_too(digits_models: Path, image: bytes) -> None:
