@@ -61,20 +61,10 @@ async def read_form(request: "Request", name: str, limits: FormLimits, share: Sh
         BodyTooLarge: more bytes or more parts than the limits.
         ClientClosed: the client went away while sending.
     """
-    _, options = parse_options_header(request.headers.get("content-type"))
-    boundary = options.get(b"boundary")
-    if not boundary:
-        raise MalformedMultipart("The Content-Type multipart/form-data has no boundary.")
-    form = _Form(name, limits)
-    try:
-        parser = MultipartParser(boundary, form.callbacks())
-        async for chunk in _chunks(request, limits.body_bytes, share):
-            parser.write(chunk)
-    except (MultipartParseError, ValueError) as error:
-        raise MalformedMultipart from error
-    if not form.complete:
-        raise MalformedMultipart("The multipart body ends before its last boundary.")
-    return form.wanted
+    form = Form(request.headers.get("content-type", ""), name, limits)
+    async for chunk in _chunks(request, limits.body_bytes, share):
+        form.feed(chunk)
+    return form.parts()
 
 
 async def _chunks(request: "Request", limit: int, share: Share) -> AsyncIterator[bytes]:
@@ -96,19 +86,50 @@ async def _chunks(request: "Request", limit: int, share: Share) -> AsyncIterator
             return
 
 
-class _Form:
-    """What the streaming parser calls back, part by part."""
+class Form:
+    """A multipart/form-data body, as it arrives."""
 
-    def __init__(self, wanted: str, limits: FormLimits) -> None:
-        self.wanted: list[Part] = []
-        self.complete = False
-        self._wanted_name = wanted.encode()
+    def __init__(self, content_type: str, name: str, limits: FormLimits) -> None:
+        """Keep the parts called `name` of a body with this Content-Type.
+
+        Raises:
+            MalformedMultipart: it has no boundary, or one that is too long.
+        """
+        self._wanted: list[Part] = []
+        self._complete = False
+        self._name = name.encode()
         self._limits = limits
         self._parts = 0
         self._header = (bytearray(), bytearray())
         self._part: Part | None = None
+        _, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary")
+        if not boundary:
+            raise MalformedMultipart("The Content-Type multipart/form-data has no boundary.")
+        try:
+            self._parser = MultipartParser(boundary, self._callbacks())
+        except ValueError as error:
+            raise MalformedMultipart from error
 
-    def callbacks(self) -> "MultipartCallbacks":
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            MalformedMultipart: a syntax error.
+            BodyTooLarge: more parts than the limits.
+        """
+        try:
+            self._parser.write(chunk)
+        except (MultipartParseError, ValueError) as error:
+            raise MalformedMultipart from error
+
+    def parts(self) -> list[Part]:
+        """What was wanted, in order; MalformedMultipart if the last boundary has not come."""
+        if not self._complete:
+            raise MalformedMultipart("The multipart body ends before its last boundary.")
+        return self._wanted
+
+    def _callbacks(self) -> "MultipartCallbacks":
         return {
             "on_part_begin": self._begin,
             "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
@@ -129,10 +150,10 @@ class _Form:
         self._header = (bytearray(), bytearray())
         if name.lower() == b"content-disposition":
             _, options = parse_options_header(value)
-            if options.get(b"name") == self._wanted_name:
+            if options.get(b"name") == self._name:
                 self._part = Part()
-                self.wanted.append(self._part)
-                if len(self.wanted) > self._limits.files:
+                self._wanted.append(self._part)
+                if len(self._wanted) > self._limits.files:
                     raise BodyTooLarge(f"The form has more than {self._limits.files} images.")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -146,4 +167,4 @@ class _Form:
             part.data += data[start:end]
 
     def _end(self) -> None:
-        self.complete = True
+        self._complete = True

@@ -15,11 +15,13 @@ import httptools
 from pydantic import ValidationError
 
 from service.artifact import ModelCard
+from service.body import FormLimits
 from service.content import RawHeaders, said_of_connection
+from service.errors import ServiceError
 from service.image import PROMPT, Bounds, is_within
 from service.inference_rest import HEADER_LENGTH
 from service.schemas import ClassifyHeaders, ClassifyQuery
-from service.uploads import is_image
+from service.uploads import image_in, is_form, is_image
 
 METHOD, PATH = "POST", "/classify"
 HTTP_VERSIONS = ("1.1", "1.0")
@@ -63,9 +65,9 @@ class MostBytes(NamedTuple):
 class SimpleHead(NamedTuple):
     """What a simple request to `path` asks of the model called so, "" for the one there is.
 
-    The body has `length` bytes. They are an encoded image, of which `top_k` labels are asked, None for the usual
-    number; or a tensor, behind JSON of `json_length`. `headers` are what came with it, `connection` what the answer
-    says of its connection.
+    The body has `length` bytes. They are an encoded image, or a form with one, of which `top_k` labels are asked, None
+    for the usual number; or a tensor, behind JSON of `json_length`. `headers` are what came with it, `connection` what
+    the answer says of its connection.
     """
 
     path: str
@@ -77,17 +79,19 @@ class SimpleHead(NamedTuple):
     headers: Mapping[str, str]
     connection: bytes
 
+    @property
+    def content_type(self) -> str:
+        """Of the body."""
+        return self.headers.get("content-type", "")
+
 
 class SimpleRequest(NamedTuple):
-    """One request: its head, and what has arrived of its body."""
+    """One request: its head, and whether its body is `complete`. What has arrived of it is `content`; of a form that is
+    complete, its image."""
 
     head: SimpleHead
-    body: bytes
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of it has arrived."""
-        return len(self.body) == self.head.length
+    content: bytes
+    complete: bool
 
     def is_within(self, bounds: Bounds, card: ModelCard) -> bool:
         """Whether it has one image for the model of this card, which can be preprocessed within these bounds, as far as
@@ -96,7 +100,7 @@ class SimpleRequest(NamedTuple):
             return False
         if self.head.json_length is not None:
             return self.head.length - self.head.json_length == card.input.bytes
-        return not self.complete or is_within(bounds, self.body, card.preprocessing)
+        return not self.complete or is_within(bounds, self.content, card.preprocessing)
 
 
 class InferTarget(NamedTuple):
@@ -144,9 +148,10 @@ def plain_length(headers: RawHeaders, sent: dict[bytes, bytes], most: int) -> in
     return int(length) if plain else None
 
 
-def is_plain_image(sent: dict[bytes, bytes]) -> bool:
-    """Whether the headers, by name, say that the body is the image itself."""
-    return is_image(sent.get(b"content-type", b"").decode("latin-1"))
+def is_plain_upload(sent: dict[bytes, bytes]) -> bool:
+    """Whether the headers, by name, say that the body is an image, or a form."""
+    content_type = sent.get(b"content-type", b"").decode("latin-1")
+    return is_image(content_type) or is_form(content_type)
 
 
 def simple_request(received: bytes, most: MostBytes) -> SimpleRequest | None:
@@ -173,7 +178,13 @@ def simple_request(received: bytes, most: MostBytes) -> SimpleRequest | None:
     about_the_tensor = received[end : end + (head.json_length or 0)]
     if any(each in about_the_tensor for each in _NOT_SIMPLE_PARAMETERS):
         raise NotSimple
-    return SimpleRequest(head, received[end:])
+    content, complete = received[end:], len(received) == end + head.length
+    if complete and head.json_length is None and is_form(head.content_type):
+        try:
+            content = image_in(content, head.content_type, FormLimits(most.image, most.image, 1))
+        except ServiceError as error:
+            raise NotSimple from error
+    return SimpleRequest(head, content, complete)
 
 
 class _Parsed:
@@ -220,7 +231,7 @@ _Asked = tuple[str, str, int | None, int | None]
 
 def _asked_of_an_image(target: bytes, sent: dict[bytes, bytes]) -> _Asked | None:
     query = read_query(target)
-    if query is None or not is_plain_image(sent) or query.version is not None or query.timeout_ms is not None:
+    if query is None or not is_plain_upload(sent) or query.version is not None or query.timeout_ms is not None:
         return None
     if query.top_k is not None and query.top_k > MOST_LABELS:
         return None

@@ -51,9 +51,9 @@ def read_question(asked: SimpleRequest, card: ModelCard, signature: Signature, m
     head = asked.head
     if head.json_length is None:
         top_k = labels_in_answer(head.top_k, len(card.labels))
-        return Question(preprocess(asked.body, card.preprocessing, max_pixels), top_k, head.connection)
+        return Question(preprocess(asked.content, card.preprocessing, max_pixels), top_k, head.connection)
     sent_as = SentAs.of(head.headers)
-    inference = parse(asked.body, sent_as.header_length, signature)
+    inference = parse(asked.content, sent_as.header_length, signature)
     if not isinstance(inference.images, np.ndarray) or inference.timeout_us or inference.level:
         raise NotSimple
     if inference.wanted.classes > MOST_LABELS:

@@ -1,8 +1,9 @@
 """The images in a request: which media types are taken, and what each upload amounts to."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from service.body import FormLimits, Part, read_body, read_form
+from service.body import Form, FormLimits, Part, read_body, read_form
 from service.errors import BodyTooLarge, EmptyBody, InvalidParameter, ServiceError, UnsupportedMediaType
 from service.intake import Share
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 FORM = "multipart/form-data"
 OCTETS = "application/octet-stream"
+# The part of a form with one image.
+ONE_FILE = "file"
 # Boundaries and part headers around the file of a form.
 FORM_OVERHEAD = 64 * 2**10
 
@@ -25,8 +28,9 @@ async def read_image(request: "Request", limits: FormLimits, share: Share) -> by
     if request.headers.get("content-length") == "0":
         raise EmptyBody
     content_type = request.headers.get("content-type", "")
-    if _media_type(content_type) == FORM:
-        return await _only_file(request, limits, share)
+    if is_form(content_type):
+        body_limits = replace(limits, body_bytes=limits.part_bytes + FORM_OVERHEAD)
+        return _only(await read_form(request, ONE_FILE, body_limits, share), limits)
     if is_image(content_type):
         return await read_body(request, limits.part_bytes, share)
     raise UnsupportedMediaType(f"Send the image with Content-Type image/*, {OCTETS}, or as part `file` of {FORM}.")
@@ -40,12 +44,28 @@ async def read_images(request: "Request", limits: FormLimits, share: Share) -> l
     """
     if request.headers.get("content-length") == "0":
         raise EmptyBody("The request has no body; send the images as parts `files` of a form.")
-    if _media_type(request.headers.get("content-type", "")) != FORM:
+    if not is_form(request.headers.get("content-type", "")):
         raise UnsupportedMediaType(f"Send the images as parts `files` of {FORM}.")
     parts = await read_form(request, "files", limits, share)
     if not parts:
         raise EmptyBody("The form has no part named `files`.")
     return [_content(part, limits) for part in parts]
+
+
+def image_in(form: bytes, content_type: str, limits: FormLimits) -> bytes:
+    """The one encoded image of a form that has arrived: its only part `file`.
+
+    Raises:
+        EmptyBody, BodyTooLarge, MalformedMultipart, InvalidParameter: as they say.
+    """
+    read = Form(content_type, ONE_FILE, limits)
+    read.feed(form)
+    return _only(read.parts(), limits)
+
+
+def is_form(content_type: str) -> bool:
+    """Whether a body with this Content-Type is a form."""
+    return _media_type(content_type) == FORM
 
 
 def is_image(content_type: str) -> bool:
@@ -58,10 +78,7 @@ def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-async def _only_file(request: "Request", limits: FormLimits, share: Share) -> bytes:
-    parts = await read_form(
-        request, "file", FormLimits(limits.part_bytes + FORM_OVERHEAD, limits.part_bytes, limits.files), share
-    )
+def _only(parts: list[Part], limits: FormLimits) -> bytes:
     if not parts:
         raise EmptyBody("The form has no part named `file`.")
     if len(parts) > 1:

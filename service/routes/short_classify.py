@@ -1,4 +1,4 @@
-"""`POST /classify` by the short way: the body is the image itself."""
+"""`POST /classify` by the short way: the body is the image itself, or a form with it."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,12 @@ from service.content import Content
 from service.errors import PROBLEM_JSON, ServiceError
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
-from service.plain_head import PATH, is_plain_image, read_headers, read_query
+from service.plain_head import PATH, is_plain_upload, read_headers, read_query
 from service.routes.dependencies import Parts
-from service.routes.orders import answer_body, asked_model, last_byte, order_for
+from service.routes.orders import answer_body, asked_model, form_limits, last_byte, order_for
 from service.routes.short_way import MOST_BYTES
 from service.schemas import ClassifyHeaders, ClassifyQuery
+from service.uploads import image_in, is_form
 
 _JSON = [(b"content-type", b"application/json")]
 _PROBLEM = [(b"content-type", PROBLEM_JSON.encode())]
@@ -23,14 +24,15 @@ class ShortClassify:
 
     path = PATH
 
-    def __init__(self, query: ClassifyQuery, headers: ClassifyHeaders, service: Parts) -> None:
+    def __init__(self, query: ClassifyQuery, content_type: str, headers: ClassifyHeaders, service: Parts) -> None:
         self._query = query
+        self._content_type = content_type
         self._headers = headers
         self._service = service
 
     @property
     def most_bytes(self) -> int:
-        """Of an image."""
+        """Of an image; a form around one of nearly that size goes the documented way."""
         return min(MOST_BYTES, self._service.settings.max_image_bytes)
 
     def last_byte(self, exchange: Exchange) -> float:
@@ -44,6 +46,8 @@ class ShortClassify:
         encoded = body()
         with model.held():
             order = order_for(model, self._query, self._headers, exchange, service, on_hang_up)
+            if is_form(self._content_type):
+                encoded = image_in(encoded, self._content_type, form_limits(service.settings))
             answer = await service.pipeline.classify(encoded, order)
         exchange.stages = answer.stages
         return Content(_JSON, orjson.dumps(answer_body(order, answer)))
@@ -57,6 +61,6 @@ def read_classify(target: bytes, sent: dict[bytes, bytes], service: Parts) -> Sh
     """What is asked of an image; see `short_way.Reader`."""
     query = read_query(target)
     headers = None if query is None else read_headers(sent)
-    if query is None or headers is None or not is_plain_image(sent):
+    if query is None or headers is None or not is_plain_upload(sent):
         return None
-    return ShortClassify(query, headers, service)
+    return ShortClassify(query, sent.get(b"content-type", b"").decode("latin-1"), headers, service)

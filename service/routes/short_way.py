@@ -1,9 +1,9 @@
 """The short way for plain requests: a body in one piece, of moderate length, to `/classify` or to a model's `infer`.
 
 FastAPI's routing, dependencies and validation, and ASGI's messages between them, take longer than a small network takes
-to answer. Here the same functions order and answer, from and to the bytes of the connection; whatever is not plain (a
-form, an explanation, a parameter to complain of, a body that is large or comes in chunks) is left to the documented
-route before a byte of the body is read. `short_classify.py` and `short_infer.py` tell what each can be asked.
+to answer. Here the same functions order and answer, from and to the bytes of the connection; whatever is not plain (an
+explanation, a parameter to complain of, a body that is large or comes in chunks) is left to the documented route before
+a byte of the body is read. `short_classify.py` and `short_infer.py` tell what each can be asked.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 from service.access import new_key
 from tests.service.test_loading import PLAIN_CONFIG, write_plain
 from tests.system.server import Server, free_port, running
-from tests.system.wire import INFER, answers, connected, is_closed, mixed, request, tensor_request
+from tests.system.wire import INFER, answers, connected, form_request, is_closed, mixed, request, tensor_request
 from tests.system.workers import (
     MADE_ID,
     eventually,
@@ -79,6 +79,22 @@ def test_a_worker_answers_in_the_same_words(server: Server, image: bytes) -> Non
         connection.sendall(request(image, "X-Request-Id: mine"))
         ((_, headers, _),) = answers(connection, 1)
         assert headers["x-request-id"] == "mine"
+
+
+def test_a_worker_answers_a_form_as_it_answers_its_image(server: Server, image: bytes) -> None:
+    with connected(server) as connection:
+        found = []
+        for asked in (
+            request(image),
+            form_request(("file", image)),
+            form_request(("comment", b"one"), ("file", image), headers=("Connection: close",)),
+        ):
+            connection.sendall(asked)
+            ((status, headers, body),) = answers(connection, 1)
+            assert (status, headers["x-request-id"][:MADE_ID] != own_answers(server)) == (200, True)
+            found.append(body)
+        assert found == [found[0]] * 3
+        assert is_closed(connection, within=2)
 
 
 CLASSES = [{"name": "logits", "parameters": {"classification": 3}}]
@@ -159,7 +175,11 @@ def send_body_after_head(connection: socket.socket, asked: bytes) -> None:
     connection.sendall(asked[end:])
 
 
-@pytest.mark.parametrize("ask", [request, lambda _: tensor_request()], ids=["image", "tensor"])
+@pytest.mark.parametrize(
+    "ask",
+    [request, lambda image: form_request(("file", image)), lambda _: tensor_request()],
+    ids=["image", "form", "tensor"],
+)
 def test_a_caller_who_sends_the_body_after_the_head_has_a_worker_too(
     server: Server, ask: Callable[[bytes], bytes], image: bytes
 ) -> None:
@@ -242,6 +262,11 @@ def test_connections_are_shared_evenly(server: Server, image: bytes) -> None:
     [
         lambda image: request(b"no image"),
         lambda image: request(image[:200]),
+        lambda image: form_request(("file", image), ("file", image)),
+        lambda image: form_request(("files", image)),
+        lambda image: form_request(("file", image[:200])),
+        lambda image: form_request(("file", image), end=b""),
+        lambda image: form_request(("file", image)).replace(b"; boundary=XX", b""),
         lambda image: request(image, target="/classify?top_k=99"),
         lambda image: request(image, target="/classify?top_k=0"),
         lambda image: request(image, target="/classify?model=other"),

@@ -23,6 +23,16 @@ def request(body: bytes, *headers: str, target: str = "/classify") -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
+def form_request(*parts: tuple[str, bytes], headers: tuple[str, ...] = (), end: bytes = b"--\r\n") -> bytes:
+    """A request with a form of these parts, by name; `end` is what follows the last boundary."""
+    written = b"".join(
+        b'--XX\r\nContent-Disposition: form-data; name="%s"; filename="a"\r\n\r\n%s\r\n' % (name.encode(), content)
+        for name, content in parts
+    )
+    typed = request(written + b"--XX" + end, *headers)
+    return typed.replace(b"image/png", b"multipart/form-data; boundary=XX", 1)
+
+
 INFER = "/v2/models/digits/infer"
 
 
@@ -89,17 +99,21 @@ class Mixed(NamedTuple):
         found = answers(connection, len(self.kinds))
         assert [headers["x-request-id"] for _, headers, _ in found] == [str(number) for number in range(len(found))]
         assert [status for status, _, _ in found] == [400 if kind == "bad" else 200 for kind in self.kinds]
-        assert [b"seven" in body for _, _, body in found] == [kind in ("plain", "documented") for kind in self.kinds]
+        images = ("plain", "form", "documented")
+        assert [b"seven" in body for _, _, body in found] == [kind in images for kind in self.kinds]
         assert [b"logits" in body for _, _, body in found] == [kind == "tensor" for kind in self.kinds]
 
 
 @st.composite
 def mixed(draw: st.DrawFn, image: bytes) -> Mixed:
     """One to six requests, plain or not, some of them bad, cut in up to six pieces; `image` is of a seven."""
-    kinds = draw(st.lists(st.sampled_from(["plain", "documented", "tensor", "bad", "probe"]), min_size=1, max_size=6))
+    kinds = draw(
+        st.lists(st.sampled_from(["plain", "form", "documented", "tensor", "bad", "probe"]), min_size=1, max_size=6)
+    )
     sent = b"".join(
         {
             "plain": request(image, f"X-Request-Id: {number}"),
+            "form": form_request(("file", image), headers=(f"X-Request-Id: {number}",)),
             "documented": request(image, f"X-Request-Id: {number}", target="/classify?explain=cam"),
             "tensor": tensor_request(f"X-Request-Id: {number}"),
             "bad": request(b"nothing", f"X-Request-Id: {number}"),
