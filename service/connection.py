@@ -192,7 +192,7 @@ class Connection(HttpToolsProtocol):
     def _leaves(self, data: bytes) -> bool:
         own = cast("socket.socket", self.transport.get_extra_info("socket"))
         new = self._is_unasked and not self._came_back
-        return self._workers.take(own.fileno(), data, declined=self._declined, new=new)
+        return self._workers.take(own.fileno(), data, new=new)
 
     def _plain_request(self) -> PlainRequest | None:
         """What has to be answered the short way: a plain request, when its turn has come."""

@@ -47,7 +47,7 @@ from service.handover import (
     Route,
     Setup,
 )
-from service.image import PROMPT, QUICK
+from service.image import PROMPT
 from service.inference_protocol import Signature
 from service.loading import EXPECTED_FAILURES
 from service.logs import configure_logging
@@ -274,7 +274,7 @@ class Worker:
 
     def _model_for(self, asked: SimpleRequest) -> _Model:
         model = self._models.get(asked.head.model)
-        if model is None or not asked.is_within(PROMPT if model.backend is None else QUICK, model.card):
+        if model is None or not asked.is_within(PROMPT, model.card):
             raise NotSimple
         return model
 

@@ -37,7 +37,7 @@ from service.handover import (
 )
 from service.image import PROMPT, QUICK, ever_quick
 from service.metrics import Metrics
-from service.plain_head import MostBytes, NotSimple, simple_request
+from service.plain_head import MostBytes, NotSimple, SimpleRequest, simple_request
 from service.repository import ServedModel
 from service.settings import Settings
 from service.shared_images import SharedImages, fits, new_memory
@@ -50,7 +50,7 @@ MOST_RUN_SECONDS = 3e-3
 # which answers at half the rate and takes the cores from the workers to do so: with 0.1 s a moment of slowness, in
 # which callers open more connections, became many seconds.
 TURN_SECONDS = 0.5
-# What an image takes a worker that does not run it: to decode, mostly, one of 500×375.
+# What an image takes a worker beside its run: to decode, mostly, one of 500×375. Next to a run a small one is nothing.
 DECODE_SECONDS = 2e-3
 # How long a worker has to give its connections back; it has a turn to end, or a model to load.
 RECALL_SECONDS = 5.0
@@ -221,18 +221,19 @@ class Workers:
             self._retired = True
             await self.recall()
 
-    def take(self, connection: int, received: bytes, *, declined: bool, new: bool) -> bool:
+    def take(self, connection: int, received: bytes, *, new: bool) -> bool:
         """Give a connection, by its file descriptor, to a worker if what it has just sent is for one; whether it was.
 
         The descriptor is to be closed then, and what was received forgotten. Many clients send the image after the
-        head: then it is for the worker to see whether it is small, unless one has `declined` a request on this
-        connection already. The first such request on a connection that is not `new` starts the workers, as do many on
-        new ones: who asks once in a while is answered as soon without them.
+        head: then it is for the worker to see how large it is. The first such request on a connection that is not `new`
+        starts the workers, as do many on new ones: who asks once in a while is answered as soon without them.
         """
-        if not self.handing_over:
+        request = self._simple_request(received) if self.handing_over else None
+        model = self._by_name.get(request.head.model) if request else None
+        if request is None or model is None or not model.batcher.has_room:
             return False
-        model = self._asked_model(received, declined=declined)
-        if model is None or not model.batcher.has_room:
+        # One that is larger takes so long that the way to a worker and back does not matter.
+        if not request.is_within(PROMPT, model.card):
             return False
         if not self._asked_for:
             if new and not self._are_many():
@@ -240,7 +241,10 @@ class Workers:
             self._asked_for = True
             self._complete()
         worker = min((each for each in self._workers if each.ready), key=lambda each: each.connections, default=None)
-        seconds = model.costs.seconds_per_image * model.costs.lanes if _runs_there(model) else DECODE_SECONDS
+        runs_there = _runs_there(model)
+        seconds = model.costs.seconds_per_image * model.costs.lanes if runs_there else 0.0
+        if not runs_there or not request.is_within(QUICK, model.card):
+            seconds += DECODE_SECONDS
         if worker is None or worker.connections * seconds > TURN_SECONDS:
             return False
         try:
@@ -257,20 +261,11 @@ class Workers:
         self._last_caller = now
         return self._new_callers >= MANY_CALLERS
 
-    def _asked_model(self, received: bytes, *, declined: bool) -> ServedModel | None:
-        """The model that is asked, if a worker may answer."""
+    def _simple_request(self, received: bytes) -> SimpleRequest | None:
         try:
-            request = simple_request(received, self._most)
+            return simple_request(received, self._most)
         except NotSimple:
             return None
-        model = self._by_name.get(request.head.model) if request else None
-        if request is None or model is None:
-            return None
-        there = _runs_there(model)
-        # An image that is too large for PROMPT takes so long that the way to a worker and back does not matter.
-        known = request.complete or not declined or not there
-        small = request.is_within(QUICK if there else PROMPT, model.card)
-        return model if known and small else None
 
     def watch(self, elapsed: float) -> None:
         """Look after the workers, `elapsed` seconds after the last look; one that hangs is replaced."""

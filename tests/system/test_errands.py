@@ -96,8 +96,9 @@ async def test_everybody_gets_the_answer_for_the_own_image(
     assert len({tuple(np.round(each, 9)) for each in together}) > 300
 
 
-def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path: Path) -> None:
-    with running(plain_models(tmp_path, 96), "--http-workers", "1") as server, connected(server) as connection:
+@pytest.mark.parametrize("side", [96, 32], ids=["the server runs", "the worker runs"])
+def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path: Path, side: int) -> None:
+    with running(plain_models(tmp_path, side), "--http-workers", "1") as server, connected(server) as connection:
         wait_for_workers(server, 1)
         own = own_answers(server)
         photographs = [noise(500, 375, 8), noise(500, 375, 1), noise(1400, 1000, 8), noise(500, 375, 8)]
