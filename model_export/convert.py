@@ -65,11 +65,13 @@ def convert(order: Order, target: Target, progress: Progress) -> Converted:
         ExportError: the first thing that is wrong.
     """
     _check_name(target.name)
+    folder = target.out / target.name
+    if target.version is not None and (folder / str(target.version)).exists():
+        raise ExportError(f"{folder / str(target.version)} is there already; choose another --version or --out")
     progress(f"reading {order.source}")
     checkpoint = read_checkpoint(order.source, order.given)
     for note in checkpoint.notes:
         progress(note)
-    folder = target.out / target.name
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder))
     try:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 # On the meta device torch does these in Python, a millisecond and more each; a ResNet-152 has hundreds.
-_LEFT_OUT = frozenset({F.batch_norm, F.relu, nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.uniform_})
+_LEFT_OUT = frozenset({F.batch_norm, F.relu, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_})
 
 
 class ShapesOnly(TorchFunctionMode):
