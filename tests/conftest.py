@@ -1,5 +1,6 @@
 """What the tiers share: the colour model's folder, the converted digits, the shipped samples."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,15 @@ def colour_models(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with the built-in digits, converted by the real exporter once for the whole run."""
+def digits_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A model folder with the built-in digits, converted by the real exporter once for the whole run. Only to be read:
+    what is written into it would change what others test."""
     from model_export.cli import main
 
     folder = tmp_path_factory.mktemp("models")
     assert main(["convert", "builtin:digits", "--name", "digits", "--out", str(folder)]) == 0
-    return folder
+    yield folder
+    assert [each.name for each in folder.rglob("*")] == ["digits", "1", "model.onnx"]
 
 
 @pytest.fixture(scope="session")

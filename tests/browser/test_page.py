@@ -93,12 +93,12 @@ def test_while_nothing_is_served_the_page_says_so_and_asks_again(
     chromium: webdriver.Chrome, digits_models: Path, seven: Path
 ) -> None:
     with running(digits_models, "--model-control", "explicit") as server:
-        httpx2.post(f"{server.url}/v2/repository/models/digits/unload", timeout=30).raise_for_status()
+        server.post("/v2/repository/models/digits/unload", timeout=30).raise_for_status()
         chromium.get(server.url)
         until(lambda: chromium.find_element(By.ID, "state").text != "Asking…")
         (card,) = choose(chromium, seven)
         assert "No model is in service" in card.text
-        httpx2.post(f"{server.url}/v2/repository/models/digits/load", timeout=30).raise_for_status()
+        server.post("/v2/repository/models/digits/load", timeout=30).raise_for_status()
         until(lambda: chromium.find_element(By.ID, "model").get_property("value") == "digits")
         card.find_element(By.TAG_NAME, "button").click()
         title = "return arguments[0].querySelector('h3').textContent"  # in one step: the card is filled anew

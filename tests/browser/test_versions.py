@@ -4,7 +4,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import httpx2
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -90,6 +89,6 @@ def test_a_version_that_comes_later_is_offered_to_the_open_page(
         page = opened(chromium, server.url)
         assert page.execute_script(OFFERED) == ["1"]
         shutil.copy(digits_model, versions[1])
-        httpx2.post(f"{server.url}/v2/repository/models/digits/load", timeout=30).raise_for_status()
+        server.post("/v2/repository/models/digits/load", timeout=30).raise_for_status()
         until(lambda: page.execute_script(OFFERED) == ["2", "1"])
         assert page.find_element(By.ID, "version").get_property("value") == "1", "the choice is the person's"

@@ -25,7 +25,7 @@ def faulty(models: Path, orders: Path, *flags: str) -> Iterator[Server]:
 
 
 def post(server: Server, image: Path) -> httpx2.Response:
-    return httpx2.post(f"{server.url}/classify", content=image.read_bytes(), timeout=30)
+    return server.post("/classify", content=image.read_bytes(), timeout=30)
 
 
 @pytest.mark.parametrize("order", ["hang", "die", "lose"])
@@ -74,7 +74,7 @@ def test_a_batch_without_memory_is_split_and_served(digits_models: Path, samples
         files = [("files", (sample.name, sample.read_bytes())) for sample in samples]
 
         def labels() -> list[str]:
-            answer = httpx2.post(f"{server.url}/classify/batch", files=files).json()
+            answer = server.post("/classify/batch", files=files).json()
             return [each["predictions"][0]["label"] for each in answer["results"]]
 
         whole = labels()

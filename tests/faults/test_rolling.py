@@ -139,10 +139,10 @@ def wait_until_reachable(url: str) -> None:
 def test_a_replica_that_is_killed_comes_back_as_it_was(digits_models: Path, samples: list[Path]) -> None:
     with running(digits_models, "--http-workers", "auto") as server:
         image = samples[0].read_bytes()
-        before = httpx2.post(f"{server.url}/classify", content=image).json()
+        before = server.post("/classify", content=image).json()
         restart(server, signal.SIGKILL)
         try:
-            assert httpx2.post(f"{server.url}/classify", content=image).json() == before
+            assert server.post("/classify", content=image).json() == before
             assert server.terminate() == 0
         finally:
             end(server)

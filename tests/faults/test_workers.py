@@ -6,7 +6,6 @@ import signal
 import time
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from tests.system.server import running
@@ -25,7 +24,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(digits_models:
             gone = [is_closed(each, within=1) for each in (one, other)]
             assert sorted(gone) == [False, True]
             assert who_answers(one if gone[1] else other, image)
-        assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+        assert server.post("/classify", content=image).status_code == 200
         wait_for_workers(server, 2)
         assert left in workers_of(server)
         assert killed not in workers_of(server)
@@ -55,10 +54,10 @@ def test_workers_that_hang_together_hold_a_change_up_as_long_as_one(
         for hanging in workers_of(server):
             os.kill(hanging, signal.SIGSTOP)
         began = time.monotonic()
-        moved = httpx2.put(f"{server.url}/models/digits/aliases/stable", json={"version": 1}, timeout=60)
+        moved = server.put("/models/digits/aliases/stable", json={"version": 1}, timeout=60)
         assert moved.status_code == 200
         assert time.monotonic() - began < 8
-        assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+        assert server.post("/classify", content=image).status_code == 200
         wait_for_workers(server, 3)
 
 
@@ -66,7 +65,7 @@ def test_callers_who_come_once_in_a_while_start_none(digits_models: Path, image:
     with running(digits_models, "--http-workers", "1") as server:
         for _ in range(2):
             for _ in range(60):
-                assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+                assert server.post("/classify", content=image).status_code == 200
             time.sleep(11)
         assert workers_of(server) == []
 

@@ -4,7 +4,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -54,7 +53,7 @@ def test_two_runs_at_once_give_what_one_gives(digits_model: Path) -> None:
 
 def test_the_service_says_where_it_runs_and_shows_the_gpu(digits_models: Path, samples: list[Path]) -> None:
     with running(digits_models, "--device", "cuda") as server:
-        assert httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes()).status_code == 200
+        assert server.post("/classify", content=samples[0].read_bytes()).status_code == 200
         (model,) = server.get("/models").json()["models"]
         assert model["versions"][0]["device"] == "cuda"
         assert server.metric('gpu_memory_used_bytes{gpu="0"}') > 0
@@ -69,7 +68,7 @@ def test_workers_decode_for_the_gpu(digits_models: Path, samples: list[Path]) ->
             for each in samples:
                 connection.sendall(request(each.read_bytes()))
                 ((status, headers, body),) = answers(connection, 1)
-                by_itself = httpx2.post(f"{alone.url}/classify", content=each.read_bytes())
+                by_itself = alone.post("/classify", content=each.read_bytes())
                 assert (status, json.loads(body)) == (200, by_itself.json())
                 assert headers["x-request-id"][:MADE_ID] != own_answers(server)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -28,9 +29,21 @@ class Server:
         """Where it listens."""
         return int(self.url.rpartition(":")[2])
 
-    def get(self, path: str) -> httpx2.Response:
+    def get(self, path: str, **sent: Any) -> httpx2.Response:
         """One request on a connection of its own."""
-        return httpx2.get(self.url + path, timeout=10, verify=False)
+        return self._request("GET", path, sent)
+
+    def post(self, path: str, **sent: Any) -> httpx2.Response:
+        """One request on a connection of its own."""
+        return self._request("POST", path, sent)
+
+    def put(self, path: str, **sent: Any) -> httpx2.Response:
+        """One request on a connection of its own."""
+        return self._request("PUT", path, sent)
+
+    def _request(self, method: str, path: str, sent: dict[str, Any]) -> httpx2.Response:
+        # To read whom to trust, for which a server without TLS has no use, takes longer than most requests.
+        return httpx2.request(method, self.url + path, verify=False, **({"timeout": 10} | sent))
 
     def terminate(self, timeout: float = 30) -> int:
         """SIGTERM; the exit code."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -13,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,7 +53,8 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(digits_models: Path, orders: Path) -> Iterator[Server]:
     """With one worker, and one image in each run."""
-    with with_orders(digits_models, orders, "--max-batch-size", "1", "--model-control", "explicit") as started:
+    models = shutil.copytree(digits_models, orders.with_name("models"))  # aliases are written into it
+    with with_orders(models, orders, "--max-batch-size", "1", "--model-control", "explicit") as started:
         yield started
 
 
@@ -106,7 +107,7 @@ def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path:
         for encoded, by_worker in zip(photographs, (True, True, False, True), strict=True):
             connection.sendall(request(encoded))
             ((status, headers, body),) = answers(connection, 1)
-            alone = httpx2.post(server.url + "/classify?timeout_ms=9000", content=encoded)
+            alone = server.post("/classify?timeout_ms=9000", content=encoded)
             assert (status, body) == (alone.status_code, alone.content)
             assert (headers["x-request-id"][:MADE_ID] != own) == by_worker
         for _ in range(10):
@@ -182,7 +183,7 @@ def test_a_change_of_models_does_not_wait_for_the_queue(server: Server, orders: 
         connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(20)]
         have_wait(server, orders, connections, image)
         began = time.monotonic()
-        moved = httpx2.put(f"{server.url}/models/digits/aliases/stable", json={"version": 1}, timeout=60)
+        moved = server.put("/models/digits/aliases/stable", json={"version": 1}, timeout=60)
         assert moved.status_code == 200
         assert time.monotonic() - began < 3
         orders.unlink()
@@ -198,7 +199,7 @@ def test_a_worker_that_dies_leaves_nothing_in_the_queue(server: Server, orders: 
         os.kill(worker, signal.SIGKILL)
         eventually(lambda: server.metric(IN_FLIGHT) <= 1, within=2)
     orders.unlink()
-    assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+    assert server.post("/classify", content=image).status_code == 200
     wait_for_workers(server, 1)
     assert Path(f"/proc/{server.process.pid}/maps").read_text().count("memfd:images") == 1
 
@@ -211,7 +212,7 @@ def test_a_change_of_models_does_not_wait_for_images_that_take_long(server: Serv
         for each in connections:
             each.sendall(request(encoded.getvalue()))
         began = time.monotonic()
-        moved = httpx2.put(f"{server.url}/models/digits/aliases/stable", json={"version": 1}, timeout=60)
+        moved = server.put("/models/digits/aliases/stable", json={"version": 1}, timeout=60)
         assert moved.status_code == 200
         assert time.monotonic() - began < 4
         assert {answers(each, 1)[0][0] for each in connections} == {200}

@@ -140,9 +140,9 @@ def test_each_gets_its_code_quickly_and_costs_no_memory(
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
 def test_of_a_thousand_frames_the_first_is_classified_in_time(form: str, server: Server) -> None:
     started = time.monotonic()
-    assert httpx2.post(f"{server.url}/classify", content=frames(form)).status_code == 200
+    assert server.post("/classify", content=frames(form)).status_code == 200
     assert time.monotonic() - started < 10  # the encoding is most of it
-    stages = httpx2.post(f"{server.url}/classify", content=frames(form)).headers["server-timing"]
+    stages = server.post("/classify", content=frames(form)).headers["server-timing"]
     assert float(stages.split("decode;dur=")[1].split(",")[0]) < 1000
 
 
@@ -161,7 +161,7 @@ def test_many_large_bodies_that_are_no_images_do_not_pile_up(server: Server) -> 
 def test_a_60_mebibyte_form_costs_no_memory_either(server: Server, samples: list[Path]) -> None:
     before = server.resident_bytes()
     files = [("files", ("big.jpg", b"\xff" * 60 * MEBIBYTE))]
-    response = httpx2.post(f"{server.url}/classify/batch", files=files, timeout=30)
+    response = server.post("/classify/batch", files=files, timeout=30)
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
     assert server.resident_bytes() - before < 50 * MEBIBYTE
 
@@ -196,6 +196,6 @@ def test_a_caller_who_sends_several_requests_and_resets_the_connection_fails_not
             connection.sendall(first + second + first)
             time.sleep(0.001)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    assert httpx2.post(server.url + "/classify", content=image).status_code == 200
+    assert server.post("/classify", content=image).status_code == 200
     assert not server.tracebacks()
     assert 'code="500"' not in server.get("/metrics").text

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx2
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -433,7 +432,7 @@ def test_without_the_extra_it_serves_http_and_says_what_to_install(digits_models
 
 
 def test_http_is_served_beside_it(server: Server, samples: list[Path]) -> None:
-    answer = httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes()).json()
+    answer = server.post("/classify", content=samples[0].read_bytes()).json()
     assert answer["predictions"][0]["label"] == samples[0].stem
 
 

@@ -103,7 +103,7 @@ async def test_while_draining_it_is_live_but_not_ready_and_still_serves(
         ready = server.get("/health/ready")
         assert (ready.status_code, ready.json()["phase"]) == (503, "draining")
         assert server.get("/health/live").status_code == 200
-        answer = httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes())
+        answer = server.post("/classify", content=samples[0].read_bytes())
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         assert server.process.wait(20) == 0
 

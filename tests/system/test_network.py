@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from service.connection import CLOSING_SECONDS
 from tests.system.server import Server, free_port, run_command, running, wait_until_ready
 from tests.system.wire import answers
 
@@ -70,7 +71,23 @@ def test_https_takes_a_renewed_certificate_and_keeps_the_old_one_when_the_new_is
         with pytest.raises(httpx2.TransportError):
             httpx2.get(server.url.replace("https", "http") + "/health/live")
         assert server.get("/health/live").status_code == 200
+        kept.close()
         assert server.terminate() == 0
+
+
+@pytest.mark.faults
+def test_a_caller_who_does_not_say_goodbye_holds_a_stop_up_for_no_longer_than_is_allowed(
+    digits_models: Path, tmp_path: Path
+) -> None:
+    chain, key = certify(tmp_path, "name")
+    with running(digits_models, "--tls-cert", str(chain), "--tls-key", str(key), scheme="https") as server:
+        context = ssl._create_unverified_context()
+        with socket.create_connection(("127.0.0.1", server.port)) as plain, context.wrap_socket(plain) as connection:
+            connection.sendall(REQUEST + b"\r\n")
+            assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+            began = time.monotonic()
+            assert server.terminate() == 0
+            assert time.monotonic() - began < CLOSING_SECONDS + 3
 
 
 def test_a_certificate_that_cannot_be_used_stops_the_start_with_one_line(digits_models: Path, tmp_path: Path) -> None:
@@ -96,12 +113,12 @@ def test_administration_has_a_port_of_its_own_if_one_is_set(digits_models: Path,
         assert server.get("/metrics").status_code == 404
         assert elsewhere.get("/metrics").status_code == 200
         load = "/v2/repository/models/digits/load"
-        assert httpx2.post(server.url + load).status_code == 404
-        assert httpx2.put(f"{server.url}/models/digits/aliases/stable", json={"version": 1}).status_code == 404
-        assert httpx2.post(elsewhere.url + load).status_code == 200
+        assert server.post(load).status_code == 404
+        assert server.put("/models/digits/aliases/stable", json={"version": 1}).status_code == 404
+        assert elsewhere.post(load).status_code == 200
         for each in (server, elsewhere):
             assert each.get("/health/ready").status_code == 200
-        assert httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes()).status_code == 200
+        assert server.post("/classify", content=samples[0].read_bytes()).status_code == 200
         assert server.terminate() == 0
 
 

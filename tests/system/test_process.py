@@ -162,7 +162,7 @@ def test_every_log_line_is_json_and_a_requests_line_has_its_id_and_stages(
 ) -> None:
     with running(digits_models) as server:
         headers = {"x-request-id": "find-me"}
-        httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes(), headers=headers)
+        server.post("/classify", content=samples[0].read_bytes(), headers=headers)
         assert server.terminate() == 0
         records = [json.loads(line) for line in server.log.read_text().splitlines()]
     (record,) = [each for each in records if each.get("request_id") == "find-me"]

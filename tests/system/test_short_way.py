@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -51,8 +50,8 @@ def test_it_answers_as_the_documented_route(
     repeated = [*sent.items(), ("x-priority", priority)]  # leaves the short way
     if "x-priority" not in sent:
         repeated.append(("x-priority", priority))
-    short = httpx2.post(server.url + "/classify", content=content, params=query, headers=sent)
-    documented = httpx2.post(server.url + "/classify", content=content, params=query, headers=repeated)
+    short = server.post("/classify", content=content, params=query, headers=sent)
+    documented = server.post("/classify", content=content, params=query, headers=repeated)
     assert short.status_code == documented.status_code
     assert short.json() == documented.json()
     # The documented route closes the connection where it refuses before it has read the body.
@@ -133,8 +132,8 @@ def test_tensors_are_answered_as_by_the_documented_route(
     server: Server, body: bytes, target: str, headers: dict[str, str]
 ) -> None:
     sent = {"accept-encoding": "identity"} | headers
-    short = httpx2.post(server.url + target, content=body, headers=sent)
-    documented = httpx2.post(server.url + target, content=iter([body]), headers=sent)  # chunks leave the short way
+    short = server.post(target, content=body, headers=sent)
+    documented = server.post(target, content=iter([body]), headers=sent)  # chunks leave the short way
     assert short.status_code == documented.status_code
     assert short.content == documented.content
     # The documented route closes the connection where it refuses before it has read the body.
@@ -155,14 +154,13 @@ def test_a_refusal_by_the_short_way_has_read_the_body_and_keeps_the_connection(s
 
 def test_a_missing_key_gets_the_same_refusal(digits_models: Path, image: bytes) -> None:
     with running(digits_models, "--api-keys", "secret") as guarded:
-        url = guarded.url + "/classify"
-        refused = httpx2.post(url, content=image)
+        refused = guarded.post("/classify", content=image)
         assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
         assert refused.headers["www-authenticate"] == "Bearer"
-        assert httpx2.post(url, content=image, headers={"x-api-key": "secret"}).status_code == 200
-        refused = httpx2.post(guarded.url + INFER, content=infer_body())
+        assert guarded.post("/classify", content=image, headers={"x-api-key": "secret"}).status_code == 200
+        refused = guarded.post(INFER, content=infer_body())
         assert (refused.status_code, set(refused.json())) == (401, {"error"})
-        assert httpx2.post(guarded.url + INFER, content=infer_body(), headers={"x-api-key": "secret"}).is_success
+        assert guarded.post(INFER, content=infer_body(), headers={"x-api-key": "secret"}).is_success
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx2
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -71,13 +70,11 @@ def test_a_request_continues_its_callers_trace_with_a_span_for_each_stage(
     with collecting() as collector, running(digits_models, "--otlp-endpoint", collector.url) as server:
         image = samples[0].read_bytes()
         before = time.time_ns()
-        answer = httpx2.post(
-            f"{server.url}/classify", content=image, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"}
-        )
+        answer = server.post("/classify", content=image, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
         after = time.time_ns()
-        refused = httpx2.post(f"{server.url}/classify", content=b"no image")
+        refused = server.post("/classify", content=b"no image")
         accepted = {"accept": "application/openmetrics-text; version=1.0.0"}
-        exposed = httpx2.get(f"{server.url}/metrics", headers=accepted).text
+        exposed = server.get("/metrics", headers=accepted).text
         assert f'trace_id="{TRACE}"' in exposed
         assert exposed.endswith("# EOF\n")
         assert server.terminate() == 0  # what is left is sent before the end
@@ -107,11 +104,11 @@ def test_what_is_not_sampled_is_not_sent_and_a_collector_that_is_gone_disturbs_n
     with collecting() as collector:
         flags = ("--otlp-endpoint", collector.url, "--trace-sample", "0")
         with running(digits_models, *flags) as server:
-            answer = httpx2.post(f"{server.url}/classify", content=samples[0].read_bytes())
+            answer = server.post("/classify", content=samples[0].read_bytes())
             flags_sent = int(answer.headers["traceresponse"].rpartition("-")[2], 16)
             assert not flags_sent & 1, "the bit for sampled"
             assert server.terminate() == 0
     assert not collector.spans
     with running(digits_models, "--otlp-endpoint", "http://127.0.0.1:9/v1/traces") as server:
         for sample in samples:
-            assert httpx2.post(f"{server.url}/classify", content=sample.read_bytes()).status_code == 200
+            assert server.post("/classify", content=sample.read_bytes()).status_code == 200
