@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 
-# Fields beside the files, which are ignored; a bound on the work they make.
+# Fields beside the files, which are ignored, and what describes each: bounds on the work they make.
 MAX_PARTS = 1000
+MAX_PARAMETERS = 32
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Form:
     """A multipart/form-data body, as it arrives."""
 
     def __init__(self, content_type: str, name: str, limits: FormLimits) -> None:
-        """Keep the parts called `name` of a body with this Content-Type.
+        """Keep the parts called `name` of a body with this Content-Type, of which the caller counts the bytes.
 
         Raises:
             MalformedMultipart: it has no boundary, or one that is too long.
@@ -102,6 +103,7 @@ class Form:
         self._parts = 0
         self._header = (bytearray(), bytearray())
         self._part: Part | None = None
+        self._described = False
         _, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if not boundary:
@@ -115,7 +117,7 @@ class Form:
         """Take the next bytes.
 
         Raises:
-            MalformedMultipart: a syntax error.
+            MalformedMultipart: a syntax error, or a part that is described twice or without end.
             BodyTooLarge: more parts than the limits.
         """
         try:
@@ -143,12 +145,15 @@ class Form:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise BodyTooLarge(f"The form has more than {MAX_PARTS} parts.")
-        self._part = None
+        self._part, self._described = None, False
 
     def _end_header(self) -> None:
         name, value = bytes(self._header[0]), bytes(self._header[1])
         self._header = (bytearray(), bytearray())
         if name.lower() == b"content-disposition":
+            if self._described or value.count(b";") > MAX_PARAMETERS:
+                raise MalformedMultipart
+            self._described = True
             _, options = parse_options_header(value)
             if options.get(b"name") == self._name:
                 self._part = Part()

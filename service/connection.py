@@ -22,7 +22,7 @@ from service.errors import PROBLEM_JSON, ClientClosed, DeadlineExceeded, problem
 from service.exchange import Exchange, request_id
 from service.handover import Returned
 from service.hang_up import EXTENSION
-from service.plain_head import HTTP_VERSIONS
+from service.plain_head import is_plain_version
 from service.routes.short_way import PlainRequest, Reply, ShortWay
 from service.unread import LINGER_SECONDS
 from service.workers import Workers
@@ -197,7 +197,7 @@ class Connection(HttpToolsProtocol):
     def _plain_request(self) -> PlainRequest | None:
         """What has to be answered the short way: a plain request, when its turn has come."""
         in_turn = self.cycle is None or self.cycle.response_complete
-        if not in_turn or self.parser.get_http_version() not in HTTP_VERSIONS:
+        if not in_turn or not is_plain_version(self.parser.get_http_version(), self.headers):
             return None
         return self._short_way.plain(self.parser.get_method(), self.url, self.headers, self._since)
 

@@ -102,13 +102,11 @@ class _Connection:
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """A request for `path` whose image is decoded, which took `decode_seconds`, at `decoded_at` by
-    `time.monotonic()`."""
+    """A request whose image is decoded, which took `decode_seconds`, at `decoded_at` by `time.monotonic()`."""
 
     connection: _Connection
     model: _Model
     exchange: Exchange
-    path: str
     question: Question
     decode_seconds: float
     decoded_at: float
@@ -285,17 +283,16 @@ class Worker:
             connection, model, asked, since = self._whole.popleft()
             if connection.gone:
                 continue
+            if time.monotonic() > connection.since + self._timeout / 2:
+                self._return(connection)  # to be answered in time, or refused
+                continue
             try:
                 self._decoded.append(self._request(connection, model, asked, since))
-            except (ServiceError, NotSimple):
+            except Exception:  # whatever it is: the server meets it as well, and says so
                 self._return(connection)
 
     def _request(self, connection: _Connection, model: _Model, asked: SimpleRequest, since: float) -> _Request:
-        """A request that is whole since then, ready to run.
-
-        Raises:
-            ServiceError, NotSimple: it is for the server to answer.
-        """
+        """A request that is whole since then, ready to run; raises what is wrong with it."""
         began = time.monotonic()
         exchange = Exchange(request_id(asked.head.request_id), since)
         self._keys.check(asked.head.headers)
@@ -303,7 +300,7 @@ class Worker:
         exchange.model, exchange.version = model.route.name, str(model.route.version)
         decoded_at = time.monotonic()
         seconds = 0.0 if question.inference else decoded_at - began
-        return _Request(connection, model, exchange, asked.head.path, question, seconds, decoded_at)
+        return _Request(connection, model, exchange, question, seconds, decoded_at)
 
     def _answer_decoded(self) -> None:
         """Run what is decoded, in batches, and answer; or have it run."""
@@ -374,11 +371,11 @@ class Worker:
             return
         for request, row, predictions in zip(batch, logits, answers, strict=True):
             whole = answer(request.question, row, predictions, model.signature, request.exchange)
-            self._write(request.connection, whole, last=request.question.is_last)
+            self._write(request.connection, whole, last=not request.question.head.keep_alive)
         for request, predictions in zip(batch, answers, strict=True):
             best = predictions[0]
             self._tally.answer(model.route.number, request.exchange.timing, best["index"], best["probability"])
-            request.exchange.log_line(logging.INFO, METHOD, request.path)
+            request.exchange.log_line(logging.INFO, METHOD, request.question.head.path)
 
     def _write(self, connection: _Connection, whole: bytes, *, last: bool) -> None:
         connection.received, connection.since, connection.asking = b"", time.monotonic(), False
@@ -392,6 +389,8 @@ class Worker:
         if sent < len(whole):  # its caller has no room for more at the moment, which the server can wait for
             self._return(connection, whole[sent:], ends=last)
         elif last:
+            with suppress(OSError):  # closed with bytes that nobody read, it would be reset, and the answer lost
+                connection.socket.recv(RECEIVE_BYTES)
             self._close(connection)
 
     def _spare_connections(self) -> None:

@@ -67,8 +67,12 @@ class Bounds(NamedTuple):
 
 # Preprocessing takes less than handing the image to another thread: around 100 µs.
 QUICK = Bounds(2**14, 64 * 64)
-# Others can wait meanwhile: 1 ms for a photograph of a hundred kilobytes, and 15 to 30 at the most.
+# Others can wait meanwhile: 1 ms for a photograph of a hundred kilobytes, and 15 to 30 for most of this size.
 PROMPT = Bounds(2**20, 2**20)
+# Few bytes can take long: each scan of a progressive JPEG goes over all of its pixels, and each colour profile of a PNG
+# can grow to a megabyte. Encoders make about ten of the one and at most one of the other.
+START_OF_SCAN, MOST_SCANS = b"\xff\xda", 16
+PNG_PROFILE, MOST_PROFILES = b"iCCP", 1
 
 
 def preprocess(encoded: bytes, recipe: Preprocessing, max_pixels: int) -> NDArray[np.uint8]:
@@ -105,6 +109,8 @@ def decode(encoded: bytes, recipe: Preprocessing, max_pixels: int) -> NDArray[np
 def is_within(bounds: Bounds, encoded: bytes, recipe: Preprocessing) -> bool:
     """Whether an image, by its header, can be preprocessed within these bounds."""
     if len(encoded) > bounds.bytes:
+        return False
+    if encoded.count(START_OF_SCAN) > MOST_SCANS or encoded.count(PNG_PROFILE) > MOST_PROFILES:
         return False
     size = _jpeg_size(encoded) or _png_size(encoded)
     return size is not None and 0 < size.pixels <= bounds.pixels and _resized(size, recipe).pixels <= bounds.pixels

@@ -15,16 +15,13 @@ import httptools
 from pydantic import ValidationError
 
 from service.artifact import ModelCard
-from service.body import FormLimits
-from service.content import RawHeaders, said_of_connection
-from service.errors import ServiceError
+from service.content import RawHeaders
 from service.image import PROMPT, Bounds, is_within
 from service.inference_rest import HEADER_LENGTH
 from service.schemas import ClassifyHeaders, ClassifyQuery
-from service.uploads import image_in, is_form, is_image
+from service.uploads import is_form, is_image
 
 METHOD, PATH = "POST", "/classify"
-HTTP_VERSIONS = ("1.1", "1.0")
 _METHOD, _TARGET = METHOD.encode(), PATH.encode()
 # A name with other characters, or a query, is for the frameworks to decode.
 _INFER_TARGET = re.compile(r"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]{1,9}))?/infer")
@@ -35,6 +32,8 @@ MOST_HEAD_BYTES = 2**12
 MOST_TARGET_BYTES = 2**9
 MOST_VALUE_BYTES = 2**8
 HEAD_END = b"\r\n\r\n"
+# What HTTP/1.0 may say of its connection; of several words httptools takes the wrong one.
+_OLD_CONNECTIONS = (b"close", b"keep-alive")
 # Of these each needs more than to read a body and answer.
 _NOT_PLAIN = (b"transfer-encoding", b"expect", b"upgrade")
 # To these a worker has no answer of its own; nor to the parameters of a tensor.
@@ -66,8 +65,8 @@ class SimpleHead(NamedTuple):
     """What a simple request to `path` asks of the model called so, "" for the one there is.
 
     The body has `length` bytes. They are an encoded image, or a form with one, of which `top_k` labels are asked, None
-    for the usual number; or a tensor, behind JSON of `json_length`. `headers` are what came with it, `connection` what
-    the answer says of its connection.
+    for the usual number; or a tensor, behind JSON of `json_length`. `headers` are what came with it, and its connection
+    goes on after the answer where it is to `keep_alive`.
     """
 
     path: str
@@ -77,30 +76,39 @@ class SimpleHead(NamedTuple):
     length: int
     request_id: str | None
     headers: Mapping[str, str]
-    connection: bytes
+    http_version: str
+    keep_alive: bool
 
     @property
     def content_type(self) -> str:
         """Of the body."""
         return self.headers.get("content-type", "")
 
+    @property
+    def is_form(self) -> bool:
+        """Whether the image is in a form."""
+        return self.json_length is None and is_form(self.content_type)
+
 
 class SimpleRequest(NamedTuple):
-    """One request: its head, and whether its body is `complete`. What has arrived of it is `content`; of a form that is
-    complete, its image."""
+    """One request: its head, and what has arrived of its body."""
 
     head: SimpleHead
-    content: bytes
-    complete: bool
+    body: bytes
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has arrived."""
+        return len(self.body) == self.head.length
 
     def is_within(self, bounds: Bounds, card: ModelCard) -> bool:
         """Whether it has one image for the model of this card, which can be preprocessed within these bounds, as far as
-        can be seen of what has arrived."""
+        can be seen of what has arrived, and without reading a form."""
         if self.head.length > bounds.bytes:
             return False
         if self.head.json_length is not None:
             return self.head.length - self.head.json_length == card.input.bytes
-        return not self.complete or is_within(bounds, self.content, card.preprocessing)
+        return self.head.is_form or not self.complete or is_within(bounds, self.body, card.preprocessing)
 
 
 class InferTarget(NamedTuple):
@@ -148,6 +156,13 @@ def plain_length(headers: RawHeaders, sent: dict[bytes, bytes], most: int) -> in
     return int(length) if plain else None
 
 
+def is_plain_version(http_version: str, headers: RawHeaders) -> bool:
+    """Whether it is clear from the version and the headers if the connection goes on after the answer."""
+    if http_version != "1.0":
+        return http_version == "1.1"
+    return all(value.lower() in _OLD_CONNECTIONS for name, value in headers if name == b"connection")
+
+
 def is_plain_upload(sent: dict[bytes, bytes]) -> bool:
     """Whether the headers, by name, say that the body is an image, or a form."""
     content_type = sent.get(b"content-type", b"").decode("latin-1")
@@ -178,13 +193,7 @@ def simple_request(received: bytes, most: MostBytes) -> SimpleRequest | None:
     about_the_tensor = received[end : end + (head.json_length or 0)]
     if any(each in about_the_tensor for each in _NOT_SIMPLE_PARAMETERS):
         raise NotSimple
-    content, complete = received[end:], len(received) == end + head.length
-    if complete and head.json_length is None and is_form(head.content_type):
-        try:
-            content = image_in(content, head.content_type, FormLimits(most.image, most.image, 1))
-        except ServiceError as error:
-            raise NotSimple from error
-    return SimpleRequest(head, content, complete)
+    return SimpleRequest(head, received[end:])
 
 
 class _Parsed:
@@ -214,15 +223,21 @@ def _simple_head(head: bytes) -> SimpleHead | None:
     if parser.get_method() != _METHOD or length is None or any(name in sent for name in _NOT_SIMPLE):
         return None
     http_version = parser.get_http_version()
-    if http_version not in HTTP_VERSIONS:
+    if not is_plain_version(http_version, parsed.headers):
         return None
     asked = _asked_of_an_image(parsed.target, sent) or _asked_of_a_tensor(parsed.target, sent, length)
     if asked is None:
         return None
     request_id = sent.get(b"x-request-id")
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in parsed.headers}
-    said = said_of_connection(http_version, keep_alive=parser.should_keep_alive())
-    return SimpleHead(*asked, length, request_id.decode("latin-1") if request_id else None, headers, said)
+    return SimpleHead(
+        *asked,
+        length,
+        request_id.decode("latin-1") if request_id else None,
+        headers,
+        http_version,
+        keep_alive=parser.should_keep_alive(),
+    )
 
 
 # The path, the model, the number of labels, and the length of the JSON.

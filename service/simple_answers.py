@@ -14,32 +14,29 @@ import orjson
 
 from service.answer import Prediction, labels_in_answer, predictions_body
 from service.artifact import ModelCard
-from service.content import Content, message
+from service.body import FormLimits
+from service.content import Content, message, said_of_connection
 from service.exchange import Exchange
-from service.image import preprocess
+from service.image import PROMPT, is_within, preprocess
 from service.inference_protocol import Inference, Signature
 from service.inference_rest import SentAs, parse, render
-from service.plain_head import MOST_LABELS, NotSimple, SimpleRequest
+from service.plain_head import MOST_LABELS, NotSimple, SimpleHead, SimpleRequest
 from service.tickets import Logits, Pixels
+from service.uploads import image_in
 
 _OK = b"HTTP/1.1 200 OK\r\n"
 _JSON = [(b"content-type", b"application/json")]
 
 
 class Question(NamedTuple):
-    """An image, uint8 `[H, W, 3]`, and how to answer: with the `top_k` most probable labels, or as `inference` says, to
-    a caller whose Accept-Encoding is `accept`; `connection` is what to say of the connection."""
+    """What came under `head`: an image, uint8 `[H, W, 3]`, and how to answer: with the `top_k` most probable labels, or
+    as `inference` says, to a caller whose Accept-Encoding is `accept`."""
 
+    head: SimpleHead
     pixels: Pixels
     top_k: int
-    connection: bytes
     inference: Inference | None = None
     accept: str = ""
-
-    @property
-    def is_last(self) -> bool:
-        """Whether its connection ends with the answer."""
-        return self.connection == b"close"
 
 
 def read_question(asked: SimpleRequest, card: ModelCard, signature: Signature, max_pixels: int) -> Question:
@@ -51,14 +48,15 @@ def read_question(asked: SimpleRequest, card: ModelCard, signature: Signature, m
     head = asked.head
     if head.json_length is None:
         top_k = labels_in_answer(head.top_k, len(card.labels))
-        return Question(preprocess(asked.content, card.preprocessing, max_pixels), top_k, head.connection)
+        image = _image_in_form(asked, card) if head.is_form else asked.body
+        return Question(head, preprocess(image, card.preprocessing, max_pixels), top_k)
     sent_as = SentAs.of(head.headers)
-    inference = parse(asked.content, sent_as.header_length, signature)
+    inference = parse(asked.body, sent_as.header_length, signature)
     if not isinstance(inference.images, np.ndarray) or inference.timeout_us or inference.level:
         raise NotSimple
     if inference.wanted.classes > MOST_LABELS:
         raise NotSimple
-    return Question(inference.images[0], 1, head.connection, inference, sent_as.accept)
+    return Question(head, inference.images[0], 1, inference, sent_as.accept)
 
 
 def answer(
@@ -81,7 +79,16 @@ def answer(
         content = render(logits[None], question.inference.wanted, signature, about, question.accept)
     exchange.finish(200)
     headers = [(b"date", _date(int(time.time()))), *content.headers, *exchange.headers()]
-    return message(_OK, headers, content.body, connection=question.connection)
+    said = said_of_connection(question.head.http_version, keep_alive=question.head.keep_alive)
+    return message(_OK, headers, content.body, connection=said)
+
+
+def _image_in_form(asked: SimpleRequest, card: ModelCard) -> bytes:
+    size = asked.head.length  # no more than an image may have, so its limits are kept
+    image = image_in(asked.body, asked.head.content_type, FormLimits(size, size, files=1))
+    if not is_within(PROMPT, image, card.preprocessing):
+        raise NotSimple
+    return image
 
 
 @lru_cache(1)

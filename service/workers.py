@@ -35,7 +35,7 @@ from service.handover import (
     Route,
     Setup,
 )
-from service.image import PROMPT, QUICK, ever_quick
+from service.image import PROMPT, ever_quick
 from service.metrics import Metrics
 from service.plain_head import MostBytes, NotSimple, SimpleRequest, simple_request
 from service.repository import ServedModel
@@ -46,12 +46,13 @@ log = logging.getLogger(__name__)
 
 # Longer runs keep the cores busy from one process as well.
 MOST_RUN_SECONDS = 3e-3
-# The requests of all connections of a worker are answered in so long, in turns. What is over it stays with the server,
-# which answers at half the rate and takes the cores from the workers to do so: with 0.1 s a moment of slowness, in
-# which callers open more connections, became many seconds.
+# The requests of all connections of a worker are answered in so long, in turns, if they are like their first ones. What
+# is over it stays with the server, which answers at half the rate and takes the cores from the workers to do so: with
+# 0.1 s a moment of slowness, in which callers open more connections, became many seconds.
 TURN_SECONDS = 0.5
-# What an image takes a worker beside its run: to decode, mostly, one of 500×375. Next to a run a small one is nothing.
-DECODE_SECONDS = 2e-3
+# What an answer takes a worker beside a run of its own, and to decode a JPEG or a PNG, within a factor of two.
+ANSWER_SECONDS = 5e-4
+DECODE_SECONDS_PER_BYTE = 3e-8
 # How long a worker has to give its connections back; it has a turn to end, or a model to load.
 RECALL_SECONDS = 5.0
 # How long it may be silent at least, how long while it starts or loads, and how long it has to end.
@@ -241,10 +242,10 @@ class Workers:
             self._asked_for = True
             self._complete()
         worker = min((each for each in self._workers if each.ready), key=lambda each: each.connections, default=None)
-        runs_there = _runs_there(model)
-        seconds = model.costs.seconds_per_image * model.costs.lanes if runs_there else 0.0
-        if not runs_there or not request.is_within(QUICK, model.card):
-            seconds += DECODE_SECONDS
+        runs = _runs_there(model)
+        seconds = model.costs.seconds_per_image * model.costs.lanes if runs else ANSWER_SECONDS
+        if request.head.json_length is None:
+            seconds += request.head.length * DECODE_SECONDS_PER_BYTE
         if worker is None or worker.connections * seconds > TURN_SECONDS:
             return False
         try:
@@ -456,7 +457,7 @@ def _new_worker() -> _Worker:
 
 
 def _runs_there(model: ServedModel) -> bool:
-    """Whether workers run a model, too: its images are small and its run is short, on the CPU."""
+    """Whether workers run a model, too: what it sees is small and its run is short, on the CPU."""
     short = model.costs.lone_seconds <= MOST_RUN_SECONDS
     return model.device == "cpu" and short and ever_quick(model.card.preprocessing)
 

@@ -3,13 +3,20 @@
 import os
 import shutil
 import signal
+import socket
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.system.server import running
-from tests.system.wire import is_closed
+from tests.system.wire import answers, is_closed, request
 from tests.system.workers import eventually, wait_for_workers, who_answers, with_a_worker, workers_of
 
 pytestmark = pytest.mark.faults
@@ -76,3 +83,33 @@ def test_a_short_limit_on_runs_leaves_workers_alone(digits_models: Path) -> None
         first = workers_of(server)
         time.sleep(2.5)
         assert workers_of(server) == first
+
+
+def test_photographs_on_connections_of_small_images_are_answered_in_time_or_refused(
+    digits_models: Path, image: bytes
+) -> None:
+    encoded = BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (1020, 1020, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(encoded, "JPEG", quality=70)
+    photograph = request(encoded.getvalue())  # 15 ms to decode, so all of them take longer than they may
+    with (
+        running(digits_models, "--http-workers", "1", "--request-timeout-ms", "1000") as server,
+        ExitStack() as crowd,
+        ThreadPoolExecutor(150) as callers,
+    ):
+        wait_for_workers(server, 1)
+        connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(150)]
+
+        def ask(connection: socket.socket) -> tuple[int, float]:
+            began = time.monotonic()
+            connection.sendall(photograph)
+            ((status, _, _),) = answers(connection, 1)
+            return status, time.monotonic() - began
+
+        found = list(callers.map(ask, connections))
+        statuses = Counter(status for status, _ in found)
+        assert set(statuses) <= {200, 429, 504}
+        assert statuses[200] > 20
+        assert statuses[200] < 150
+        assert max(seconds for _, seconds in found) < 1.5
+        assert who_answers(connections[0], image)

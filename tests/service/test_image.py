@@ -79,6 +79,10 @@ def test_what_is_quick_has_few_pixels_at_every_step() -> None:
     assert not is_within(QUICK, encode(noise(32, 32), "JPEG"), recipe(256, 224))
     assert not is_within(QUICK, encode(noise(400, 400), "JPEG", quality=1), recipe(32, 32))
     assert not is_within(QUICK, encode(noise(32, 32), "GIF"), recipe(32, 32))
+    progressive, png = encode(noise(32, 32), "JPEG", progressive=True), encode(noise(32, 32), "PNG")
+    assert is_within(QUICK, progressive, recipe(32, 32))
+    assert not is_within(QUICK, progressive[:-2] + 9 * b"\xff\xda\0\2" + progressive[-2:], recipe(32, 32))
+    assert not is_within(QUICK, png[:33] + 2 * b"\0\0\0\0iCCP\0\0\0\0" + png[33:], recipe(32, 32))
     assert not is_within(QUICK, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", recipe(32, 32))
 
 

@@ -36,6 +36,14 @@ from tests.system.workers import (
 IN_FLIGHT = "classify_images_in_flight"
 
 
+def refined(scans: int) -> bytes:
+    """A progressive JPEG with so many scans more, of which each takes a decoder over all pixels."""
+    encoded = BytesIO()
+    Image.new("L", (500, 375), 128).save(encoded, "JPEG", progressive=True)
+    whole, end = encoded.getvalue()[:-2], encoded.getvalue()[-2:]
+    return whole + scans * bytes.fromhex("ffda 0008 01 01 00 01 3f 10 00 01".replace(" ", "")) + end
+
+
 @contextmanager
 def with_orders(models: Path, orders: Path, *flags: str, workers: int = 1) -> Iterator[Server]:
     """A server whose device takes longer than workers would run anything for, and obeys what the file says."""
@@ -102,9 +110,9 @@ def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path:
     with running(plain_models(tmp_path, side), "--http-workers", "1") as server, connected(server) as connection:
         wait_for_workers(server, 1)
         own = own_answers(server)
-        photographs = [noise(500, 375, 8), noise(500, 375, 1), noise(1400, 1000, 8), noise(500, 375, 8)]
-        assert [len(each) > 2**17 for each in photographs] == [False, True, True, False]
-        for encoded, by_worker in zip(photographs, (True, True, False, True), strict=True):
+        photographs = [noise(500, 375, 8), noise(500, 375, 1), noise(1400, 1000, 8), refined(50), noise(500, 375, 8)]
+        assert [len(each) > 2**17 for each in photographs] == [False, True, True, False, False]
+        for encoded, by_worker in zip(photographs, (True, True, False, False, True), strict=True):
             connection.sendall(request(encoded))
             ((status, headers, body),) = answers(connection, 1)
             alone = server.post("/classify?timeout_ms=9000", content=encoded)

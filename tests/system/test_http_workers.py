@@ -247,6 +247,16 @@ def test_a_connection_goes_on_or_ends_as_its_caller_wants_whoever_answers(
                     assert who_answers(connection, image)
 
 
+def test_http_1_0_that_says_both_of_its_connection_has_it_closed(server: Server, image: bytes) -> None:
+    asked = request(image, "Connection: close, keep-alive").replace(b" HTTP/1.1", b" HTTP/1.0", 1)
+    with connected(server) as new, with_a_worker(server, image) as known:
+        for connection in (new, known):
+            connection.sendall(asked)
+            ((status, headers, _),) = answers(connection, 1)
+            assert (status, headers.get("connection")) == (200, "close")
+            assert is_closed(connection, within=2)
+
+
 def test_connections_are_shared_evenly(server: Server, image: bytes) -> None:
     connections = [with_a_worker(server, image) for _ in range(8)]
     try:

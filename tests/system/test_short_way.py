@@ -75,6 +75,8 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     "no boundary": lambda image: form_request(("file", image)).replace(b"; boundary=XX", b""),
     "another boundary": lambda image: form_request(("file", image)).replace(b"; boundary=XX", b"; boundary=YY"),
     "a long boundary": lambda image: form_request(("file", image)).replace(b"=XX", b"=" + b"X" * 300),
+    "a part described twice": lambda image: form_request(('a"\r\nContent-Disposition: form-data; name="file', image)),
+    "a part described without end": lambda image: form_request((";" * 4000, b""), ("file", image)),
     "too many parts": lambda image: form_request(*[("x", b"")] * 1000, ("file", image)),
 }
 
