@@ -1,8 +1,9 @@
-"""What HTTP and decoding take where the network takes nothing, without and with workers: `python -m benchmarks.http`.
+"""What HTTP and decoding take, without and with workers: `python -m benchmarks.http`.
 
 JPEGs are sent to `/classify`, and tensors, which need no decoding, by the Open Inference Protocol. On a GPU the network
-leaves the cores to that. A network of one small matrix product does so on any machine. Both kinds of server take turns;
-prints a Markdown table with the medians of the rounds.
+leaves the cores to that. A network of one small matrix product does so on any machine. With `--network digits` it is a
+ResNet-20 int8, which is asked in the ways that callers have: forms, connections that end, HTTP/1.0, photographs. Both
+kinds of server take turns; prints a Markdown table with the medians of the rounds.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -19,38 +22,56 @@ import onnx
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.load import Outcome, closed_loop
+from benchmarks.load import Outcome, Shot, closed_loop
 from benchmarks.subjects import SubjectError, serving
-from benchmarks.workloads import CLASSES, FOLDER, WORKLOADS, jpegs, tensors
+from benchmarks.workloads import CLASSES, FOLDER, WORKLOADS, form, jpegs, post, prepare, tensors
+from model_export.errors import ExportError
 from model_export.speed import processor
 from service.cpus import available_cpus
 
 PORT = 8191
 NAME = "nothing"
-CONNECTIONS = (8, 32, 128)
 SIDE, STRIDE = 224, 32
 WARM_SECONDS = 3.0
 IMAGES = 16
+SMALL, LARGE = WORKLOADS["W1"], WORKLOADS["W2"]
+
+Kinds = dict[str, list[Shot]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A network, as a model folder and in words, what is asked of it, by kind, and on how many connections."""
+
+    title: str
+    models: Callable[[], Path]
+    kinds: Callable[[], Kinds]
+    connections: tuple[int, ...]
 
 
 def main() -> int:
     """Measure and print; the exit code."""
     options = _parser().parse_args()
-    models = _models(FOLDER / "models" / NAME)
+    asked = NETWORKS[options.network]
     found: dict[tuple[str, int, int], list[tuple[Outcome, float, float]]] = defaultdict(list)
     try:
+        models, kinds = asked.models(), asked.kinds()
         for number in range(options.rounds):
             for workers in (0, options.workers):
                 print(f"round {number + 1} of {options.rounds}: {workers} workers …", file=sys.stderr)
-                for sent, connections, outcome, server, others in _measured(models, workers, options.seconds):
-                    found[sent, workers, connections].append((outcome, server, others))
-    except SubjectError as error:
+                with serving(models, PORT, FOLDER / "http.log", "--http-workers", str(workers)) as (process, _):
+                    closed_loop(PORT, next(iter(kinds.values())), asked.connections[-1], WARM_SECONDS)
+                    for sent, connections in product(kinds, asked.connections):
+                        took = _measured(process.pid, kinds[sent], connections, options.seconds)
+                        found[sent, workers, connections].append(took)
+    except (SubjectError, ExportError) as error:
         print(f"benchmarks.http: {error}", file=sys.stderr)
         return 1
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {available_cpus()} CPUs, {SIDE}×{SIDE}\n")
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {available_cpus()} CPUs, {asked.title}\n")
     print("| sent | workers | connections | images/s | p50, ms | p99, ms | CPU of the server, ms | of workers, ms |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for (sent, workers, connections), rounds in sorted(found.items()):
+    for sent, workers, connections in product(kinds, (0, options.workers), asked.connections):
+        rounds = found[sent, workers, connections]
         rates = ", ".join(f"{outcome.per_second:,.0f}" for outcome, _, _ in rounds)
         cells = [
             statistics.median(1e3 * outcome.quantile(0.5) for outcome, _, _ in rounds),
@@ -62,22 +83,14 @@ def main() -> int:
     return 0
 
 
-def _measured(models: Path, workers: int, seconds: float) -> list[tuple[str, int, Outcome, float, float]]:
-    """For each kind of body and number of connections: what was answered, and ms of CPU of the server and of its
-    workers for each."""
-    images = jpegs(*WORKLOADS["W2"].side, IMAGES)
-    kinds = {"500×375 JPEG": WORKLOADS["W2"].shots(images), "tensor": tensors(images, NAME)}
-    measured = []
-    with serving(models, PORT, FOLDER / "nothing.log", "--http-workers", str(workers)) as (process, _):
-        closed_loop(PORT, kinds["500×375 JPEG"], CONNECTIONS[0], WARM_SECONDS)
-        for (sent, shots), connections in product(kinds.items(), CONNECTIONS):
-            before = _cpu_milliseconds(process.pid)
-            outcome = closed_loop(PORT, shots, connections, seconds)
-            if set(outcome.statuses) != {200}:
-                raise SubjectError(f"it answers {dict(outcome.statuses)}")
-            server, others = np.subtract(_cpu_milliseconds(process.pid), before) / len(outcome.latencies)
-            measured.append((sent, connections, outcome, float(server), float(others)))
-    return measured
+def _measured(pid: int, shots: list[Shot], connections: int, seconds: float) -> tuple[Outcome, float, float]:
+    """What was answered, and ms of CPU of the server and of its workers for each."""
+    before = _cpu_milliseconds(pid)
+    outcome = closed_loop(PORT, shots, connections, seconds)
+    if set(outcome.statuses) != {200}:
+        raise SubjectError(f"it answers {dict(outcome.statuses)}")
+    server, others = np.subtract(_cpu_milliseconds(pid), before) / len(outcome.latencies)
+    return outcome, float(server), float(others)
 
 
 def _cpu_milliseconds(pid: int) -> tuple[float, float]:
@@ -87,8 +100,33 @@ def _cpu_milliseconds(pid: int) -> tuple[float, float]:
     return taken[0], sum(taken[1:])
 
 
-def _models(folder: Path) -> Path:
+def _bodies() -> Kinds:
+    images = jpegs(*LARGE.side, IMAGES)
+    return {"500×375 JPEG": LARGE.shots(images), "tensor": tensors(images, NAME)}
+
+
+def _callers() -> Kinds:
+    """The ways to ask for the labels of a small image, and a photograph."""
+    images = jpegs(*SMALL.side, IMAGES)
+    kept, closing = {"Connection": "keep-alive"}, {"Connection": "close"}
+    return {
+        "image": _images(images),
+        "form": [Shot(form("/classify", [("file", each)])) for each in images],
+        "image, `Connection: close`": _images(images, closing),
+        "image, HTTP/1.0, kept": _images(images, kept, "HTTP/1.0"),
+        "image, HTTP/1.0": _images(images, None, "HTTP/1.0"),
+        "500×375 JPEG": LARGE.shots(jpegs(*LARGE.side, IMAGES)),
+    }
+
+
+def _images(images: list[bytes], headers: dict[str, str] | None = None, version: str = "HTTP/1.1") -> list[Shot]:
+    typed = {"Content-Type": "image/jpeg"} | (headers or {})
+    return [Shot(post("/classify", typed, each).replace(b"HTTP/1.1", version.encode(), 1)) for each in images]
+
+
+def _nothing() -> Path:
     """A model folder with a network that looks at every 32nd pixel."""
+    folder = FOLDER / "models" / NAME
     size = SIDE // STRIDE
     weight = np.random.default_rng(0).normal(0, 1e-3, (size * size * 3, CLASSES)).astype(np.float32)
     slices = {"start": [0, 0], "end": [SIDE, SIDE], "axes": [1, 2], "steps": [STRIDE, STRIDE]}
@@ -116,8 +154,15 @@ def _models(folder: Path) -> Path:
     return folder
 
 
+NETWORKS = {
+    "nothing": Asked(f"{SIDE}×{SIDE}", _nothing, _bodies, (8, 32, 128)),
+    "digits": Asked("ResNet-20 int8", lambda: prepare(SMALL, FOLDER), _callers, (1, 32)),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.http", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--network", choices=NETWORKS, default="nothing", help="what is served (nothing)")
     parser.add_argument("--workers", type=int, default=available_cpus(), help="of the server with workers (the CPUs)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server (3)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load (4)")

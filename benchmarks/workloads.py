@@ -83,15 +83,21 @@ def post(path: str, headers: dict[str, str], body: bytes) -> bytes:
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
+def form(path: str, parts: list[tuple[str, bytes]]) -> bytes:
+    """One request with a form of these files, each under a name."""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{{}}"; filename="image.jpg"\r\n\r\n'
+    body = b"".join(head.format(name).encode() + image + b"\r\n" for name, image in parts)
+    typed = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    return post(path, typed, body + f"--{BOUNDARY}--\r\n".encode())
+
+
 def _plain(images: list[bytes]) -> list[Shot]:
     return [Shot(post("/classify", {"Content-Type": "image/jpeg"}, image)) for image in images]
 
 
 def _forms(images: list[bytes]) -> list[Shot]:
-    part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="image.jpg"\r\n\r\n'.encode()
-    parts = [part + images[each % len(images)] + b"\r\n" for each in range(BATCH_IMAGES)]
-    body = b"".join([*parts, f"--{BOUNDARY}--\r\n".encode()])
-    return [Shot(post("/classify/batch", {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}, body))]
+    parts = [("files", images[each % len(images)]) for each in range(BATCH_IMAGES)]
+    return [Shot(form("/classify/batch", parts))]
 
 
 def tensors(images: list[bytes], model: str) -> list[Shot]:
