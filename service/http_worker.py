@@ -6,8 +6,8 @@ Networks that take less than HTTP does it runs itself. Of others it decodes the 
 (`shared_images.py`).
 
 Its server hands it connections on which such requests come, and gets back each one on which anything else does: another
-request, an image that is large or cannot be decoded, a caller who sends slowly. So a worker only ever answers 200, and
-every other answer has one place. What arrives while a batch runs is the next batch.
+request, an image that is large or cannot be decoded, a caller who sends slowly or has waited long. So a worker only
+ever answers 200, and every other answer has one place. What arrives while a batch runs is the next batch.
 """
 
 import logging

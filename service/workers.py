@@ -233,7 +233,7 @@ class Workers:
         model = self._by_name.get(request.head.model) if request else None
         if request is None or model is None or not model.batcher.has_room:
             return False
-        # One that is larger takes so long that the way to a worker and back does not matter.
+        # A larger one whose body is on its way goes to a worker and back, which does not matter next to decoding it.
         if not request.is_within(PROMPT, model.card):
             return False
         if not self._asked_for:
