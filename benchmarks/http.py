@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.load import Outcome, Shot, closed_loop
 from benchmarks.subjects import SubjectError, serving
-from benchmarks.workloads import CLASSES, FOLDER, WORKLOADS, form, jpegs, post, prepare, tensors
+from benchmarks.workloads import CLASSES, FOLDER, WORKLOADS, form, jpegs, prepare, tensors
 from model_export.errors import ExportError
 from model_export.speed import processor
 from service.cpus import available_cpus
@@ -108,20 +108,19 @@ def _bodies() -> Kinds:
 def _callers() -> Kinds:
     """The ways to ask for the labels of a small image, and a photograph."""
     images = jpegs(*SMALL.side, IMAGES)
-    kept, closing = {"Connection": "keep-alive"}, {"Connection": "close"}
+    shots = SMALL.shots(images)
     return {
-        "image": _images(images),
+        "image": shots,
         "form": [Shot(form("/classify", [("file", each)])) for each in images],
-        "image, `Connection: close`": _images(images, closing),
-        "image, HTTP/1.0, kept": _images(images, kept, "HTTP/1.0"),
-        "image, HTTP/1.0": _images(images, None, "HTTP/1.0"),
+        "image, `Connection: close`": _in(shots, "HTTP/1.1\r\nConnection: close"),
+        "image, HTTP/1.0, kept": _in(shots, "HTTP/1.0\r\nConnection: keep-alive"),
+        "image, HTTP/1.0": _in(shots, "HTTP/1.0"),
         "500×375 JPEG": LARGE.shots(jpegs(*LARGE.side, IMAGES)),
     }
 
 
-def _images(images: list[bytes], headers: dict[str, str] | None = None, version: str = "HTTP/1.1") -> list[Shot]:
-    typed = {"Content-Type": "image/jpeg"} | (headers or {})
-    return [Shot(post("/classify", typed, each).replace(b"HTTP/1.1", version.encode(), 1)) for each in images]
+def _in(shots: list[Shot], version: str) -> list[Shot]:
+    return [Shot(each.payload.replace(b"HTTP/1.1", version.encode(), 1)) for each in shots]
 
 
 def _nothing() -> Path:

@@ -288,7 +288,10 @@ class Worker:
                 continue
             try:
                 self._decoded.append(self._request(connection, model, asked, since))
-            except Exception:  # whatever it is: the server meets it as well, and says so
+            except (ServiceError, NotSimple):
+                self._return(connection)
+            except Exception as error:  # one request must not end a worker, and with it all others
+                log.error("a worker cannot read a request, and its server answers it", exc_info=error)
                 self._return(connection)
 
     def _request(self, connection: _Connection, model: _Model, asked: SimpleRequest, since: float) -> _Request:

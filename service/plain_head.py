@@ -163,10 +163,10 @@ def is_plain_version(http_version: str, headers: RawHeaders) -> bool:
     return all(value.lower() in _OLD_CONNECTIONS for name, value in headers if name == b"connection")
 
 
-def is_plain_upload(sent: dict[bytes, bytes]) -> bool:
-    """Whether the headers, by name, say that the body is an image, or a form."""
+def upload_type(sent: dict[bytes, bytes]) -> str | None:
+    """The Content-Type, by the headers by name, of a body that is an image or a form; None for every other."""
     content_type = sent.get(b"content-type", b"").decode("latin-1")
-    return is_image(content_type) or is_form(content_type)
+    return content_type if is_image(content_type) or is_form(content_type) else None
 
 
 def simple_request(received: bytes, most: MostBytes) -> SimpleRequest | None:
@@ -246,7 +246,7 @@ _Asked = tuple[str, str, int | None, int | None]
 
 def _asked_of_an_image(target: bytes, sent: dict[bytes, bytes]) -> _Asked | None:
     query = read_query(target)
-    if query is None or not is_plain_upload(sent) or query.version is not None or query.timeout_ms is not None:
+    if query is None or upload_type(sent) is None or query.version is not None or query.timeout_ms is not None:
         return None
     if query.top_k is not None and query.top_k > MOST_LABELS:
         return None

@@ -8,7 +8,7 @@ from service.content import Content
 from service.errors import PROBLEM_JSON, ServiceError
 from service.exchange import Exchange
 from service.hang_up import OnHangUp
-from service.plain_head import PATH, is_plain_upload, read_headers, read_query
+from service.plain_head import PATH, read_headers, read_query, upload_type
 from service.routes.dependencies import Parts
 from service.routes.orders import answer_body, asked_model, form_limits, last_byte, order_for
 from service.routes.short_way import MOST_BYTES
@@ -61,6 +61,7 @@ def read_classify(target: bytes, sent: dict[bytes, bytes], service: Parts) -> Sh
     """What is asked of an image; see `short_way.Reader`."""
     query = read_query(target)
     headers = None if query is None else read_headers(sent)
-    if query is None or headers is None or not is_plain_upload(sent):
+    content_type = upload_type(sent)
+    if query is None or headers is None or content_type is None:
         return None
-    return ShortClassify(query, sent.get(b"content-type", b"").decode("latin-1"), headers, service)
+    return ShortClassify(query, content_type, headers, service)

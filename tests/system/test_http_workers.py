@@ -196,10 +196,10 @@ def test_a_caller_who_sends_the_body_after_the_head_has_a_worker_too(
 def test_workers_answer_a_crowd_of_connections(server: Server, image: bytes) -> None:
     own = own_answers(server)
     with ExitStack() as crowd:
-        connections = [crowd.enter_context(connected(server)) for _ in range(150)]
+        connections = [crowd.enter_context(connected(server)) for _ in range(300)]
         for _ in range(2):
             others = [who_answers(each, image) for each in connections]
-            assert len([each for each in others if each != own]) > 140
+            assert len([each for each in others if each != own]) > 285
 
 
 def test_many_callers_who_send_one_request_each_have_workers_too(digits_models: Path, image: bytes) -> None:

@@ -62,28 +62,31 @@ def test_it_answers_as_the_documented_route(
     assert {"x-request-id", "server-timing", "date"} <= set(short.headers)
 
 
-FORMS: dict[str, Callable[[bytes], bytes]] = {
-    "a file": lambda image: form_request(("file", image)),
-    "fields beside": lambda image: form_request(("comment", b"it"), ("file", image), ("files", image)),
-    "no file": lambda image: form_request(("files", image)),
-    "two files": lambda image: form_request(("file", image), ("file", image)),
-    "an empty file": lambda _: form_request(("file", b"")),
-    "a file that is no image": lambda _: form_request(("file", b"nothing")),
-    "half an image": lambda image: form_request(("file", image[:200])),
-    "no parts": lambda _: form_request(),
-    "no end": lambda image: form_request(("file", image), end=b""),
-    "no boundary": lambda image: form_request(("file", image)).replace(b"; boundary=XX", b""),
-    "another boundary": lambda image: form_request(("file", image)).replace(b"; boundary=XX", b"; boundary=YY"),
-    "a long boundary": lambda image: form_request(("file", image)).replace(b"=XX", b"=" + b"X" * 300),
-    "a part described twice": lambda image: form_request(('a"\r\nContent-Disposition: form-data; name="file', image)),
-    "a part described without end": lambda image: form_request((";" * 4000, b""), ("file", image)),
-    "too many parts": lambda image: form_request(*[("x", b"")] * 1000, ("file", image)),
+FORMS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "a file": (200, lambda image: form_request(("file", image))),
+    "fields beside": (200, lambda image: form_request(("comment", b"it"), ("file", image), ("files", image))),
+    "no file": (400, lambda image: form_request(("files", image))),
+    "two files": (422, lambda image: form_request(("file", image), ("file", image))),
+    "an empty file": (400, lambda _: form_request(("file", b""))),
+    "a file that is no image": (400, lambda _: form_request(("file", b"nothing"))),
+    "half an image": (400, lambda image: form_request(("file", image[:200]))),
+    "no parts": (400, lambda _: form_request()),
+    "no end": (400, lambda image: form_request(("file", image), end=b"")),
+    "no boundary": (400, lambda image: form_request(("file", image)).replace(b"; boundary=XX", b"")),
+    "another boundary": (400, lambda image: form_request(("file", image)).replace(b"; boundary=XX", b"; boundary=YY")),
+    "a long boundary": (400, lambda image: form_request(("file", image)).replace(b"=XX", b"=" + b"X" * 300)),
+    "a part described twice": (
+        400,
+        lambda image: form_request(('a"\r\nContent-Disposition: form-data; name="file', image)),
+    ),
+    "a part described without end": (400, lambda image: form_request((";" * 4000, b""), ("file", image))),
+    "too many parts": (413, lambda image: form_request(*[("x", b"")] * 1000, ("file", image))),
 }
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+@pytest.mark.parametrize(("expected", "form"), FORMS.values(), ids=list(FORMS))
 def test_a_form_is_answered_as_by_the_documented_route(
-    server: Server, image: bytes, form: Callable[[bytes], bytes]
+    server: Server, image: bytes, expected: int, form: Callable[[bytes], bytes]
 ) -> None:
     short = form(image)
     documented = short.replace(b"\r\n", b"\r\nX-Priority: normal\r\nX-Priority: normal\r\n", 1)
@@ -98,6 +101,7 @@ def test_a_form_is_answered_as_by_the_documented_route(
             (status, json.loads(body), {name: value for name, value in headers.items() if name not in ignored})
         )
     assert found[0] == found[1]
+    assert found[0][0] == expected
 
 
 BLANK: dict[str, object] = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": [0] * 3072}
