@@ -99,7 +99,7 @@ def _prove(
     expected = reference_logits(network, recipe, evidence.verdict)
     progress(f"exporting {checkpoint.architecture.name} to ONNX, opset {OPSET}")
     float32 = scratch / "float32.onnx"
-    onnx.save(export(served_form(network, recipe, checkpoint.in_channels, plan.precision), recipe.crop), float32)
+    onnx.save(export(served_form(network, recipe, checkpoint.in_channels, plan), recipe.crop), float32)
     progress("comparing onnxruntime with torch")
     parity = judge(float32, expected, evidence.verdict)
     graph, quantisation = reduce(float32, plan, evidence, scratch, progress)

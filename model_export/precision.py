@@ -16,7 +16,7 @@ from model_export.images import Pixels
 from model_export.integer_form import integer_form
 from model_export.parity import Logits, agreement, kl_divergence
 from model_export.quantise import find_ranges, layer_errors, quantise
-from service.artifact import CalibrationMethod, CalibrationTrial, Precision, Preprocessing, Quantisation
+from service.artifact import CalibrationMethod, CalibrationTrial, Preprocessing, Quantisation
 from service.cpus import available_cpus
 from service.runtime import open_onnx
 
@@ -25,10 +25,11 @@ TRIAL_BATCH = 16
 Progress = Callable[[str], None]
 
 
-def served_form(network: nn.Module, recipe: Preprocessing, in_channels: int, precision: Precision) -> ServedNetwork:
-    """The network with its normalisation, as the precision's kernels want it; the same function in each form."""
-    form = integer_form if precision == "int8" else served
-    return form(network, recipe, in_channels)
+def served_form(network: nn.Module, recipe: Preprocessing, in_channels: int, plan: Plan) -> ServedNetwork:
+    """The network with its normalisation, as the plan's kernels want it; the same function in each form."""
+    if plan.precision == "int8":
+        return integer_form(network, recipe, in_channels, plan.target)
+    return served(network, recipe, in_channels)
 
 
 def reduce(

@@ -27,8 +27,8 @@ from service.artifact import INPUT_NAME, CalibrationMethod, Int8Target, LayerErr
 
 # TensorRT fuses the rest by itself, and asks for no pair that it would have to undo.
 OPERATORS = {
-    "cpu": ["Conv", "Gemm", "Relu", "Add", "MaxPool"],
-    "cpu-avx2": ["Conv", "Gemm", "Relu", "Add", "MaxPool"],
+    "cpu": ["Conv", "Gemm", "Relu", "Add", "MaxPool", "Reshape", "Transpose"],
+    "cpu-avx2": ["Conv", "Gemm", "Relu", "Add", "MaxPool", "Reshape", "Transpose"],
     "tensorrt": ["Conv", "Gemm", "Add", "MaxPool"],
 }
 # Activations of a batch are all in memory at once: as many images as have the pixels of four at 224 × 224.
@@ -103,8 +103,13 @@ def quantise(model: Path, ranges: Ranges, target: Int8Target, out: Path) -> None
     cache = out.with_suffix(".ranges.json")
     calibrate.save_tensors_data(ranges.tensors, cache)
     symmetric = target == "tensorrt"
+    float32 = onnx.load(model)
+    pixels = _pixels(float32)
+    options: dict[str, Any] = {"ActivationSymmetric": symmetric, "WeightSymmetric": True}
+    if pixels is not None:
+        whole_numbers = {"rmin": np.float32(-pixels.centre), "rmax": np.float32(255 - pixels.centre)}
+        options["TensorQuantOverrides"] = {pixels.float32: [whole_numbers]}
     # TensorRT quantises weights by itself from an explicit pair, adds biases in float32, and fuses by the node.
-    options = {"ActivationSymmetric": symmetric, "WeightSymmetric": True}
     if symmetric:
         options |= {"AddQDQPairToWeight": True, "DedicatedQDQPair": True, "QuantizeBias": False}
     with _quiet():
@@ -118,11 +123,53 @@ def quantise(model: Path, ranges: Ranges, target: Int8Target, out: Path) -> None
             reduce_range=target == "cpu-avx2",
             activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=outside_the_network(onnx.load(model)),
+            nodes_to_exclude=outside_the_network(float32),
             calibrate_method=_METHODS[ranges.method],
             extra_options=options,
             calibration_cache_path=cache,
         )
+    if pixels is not None:
+        graph = onnx.load(out)
+        _take_as_they_are(graph.graph, pixels)
+        onnx.save(graph, out)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """What the first convolution reads (`integer_form.PixelBlocks`): the tensor's names before and after float32."""
+
+    uint8: str
+    float32: str
+    centre: float
+
+
+def _pixels(model: onnx.ModelProto) -> _Pixels | None:
+    """Nothing where the network reads normalised images."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    way = [made_by[first.input[0]]]
+    while (before := made_by.get(way[0].input[0])) and way[0].op_type != "Cast":
+        way.insert(0, before)
+    if [node.op_type for node in way] != ["Cast", "Sub", "Add"]:
+        return None
+    cast, less, _ = way
+    centre = next(each for each in model.graph.initializer if each.name == less.input[1])
+    return _Pixels(cast.input[0], first.input[0], float(onnx.numpy_helper.to_array(centre)))
+
+
+def _take_as_they_are(graph: onnx.GraphProto, pixels: _Pixels) -> None:
+    """Leave out the way of the pixels to float32 and back, by which each comes to itself."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    back = next(node for node in graph.node if pixels.float32 in node.input)
+    following = next(node for node in graph.node if back.output[0] in node.input)
+    following.input[0] = pixels.uint8
+    node = back
+    while node.output[0] != pixels.uint8:
+        graph.node.remove(node)
+        node = made_by[node.input[0]]
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(tensor)
 
 
 def layer_errors(model: Path, quantised: Path, pixels: Pixels, scratch: Path) -> tuple[LayerError, ...]:

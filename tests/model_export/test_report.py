@@ -79,7 +79,7 @@ def test_versions_of_one_checkpoint_are_compared_and_strangers_are_not(
     quantisation = card_of(folder / "3" / "model.onnx").quantisation
     assert quantisation is not None
     assert page.tags.count("i") == len(quantisation.layers)
-    assert "minmax (kept)" in " ".join(page.words)
+    assert f"{quantisation.method} (kept)" in " ".join(page.words)
 
 
 def test_labels_are_text_and_never_markup(stated_digits: Path, report: Callable[[Path], _Page]) -> None:
