@@ -13,6 +13,8 @@
 #define FRACTION 22
 #define HALF (1 << (FRACTION - 1))
 #define BLOCK 64 /* channel values of a row that are summed in registers */
+#define ROWS 8   /* that are summed together; compilers unroll the loop over a smaller GROUP and then miss its vectors */
+#define GROUP (4 * ROWS)
 
 /* One clone for each instruction set, chosen when the library is loaded. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
@@ -20,8 +22,6 @@
 #else
 #define EACH_CPU
 #endif
-
-typedef int32_t Channels __attribute__((vector_size(16), aligned(4))); /* a pixel, and the next one's red */
 
 enum { BILINEAR, BICUBIC, LANCZOS };
 static const double SUPPORT[] = {1.0, 2.0, 3.0};
@@ -88,28 +88,41 @@ static inline uint8_t rounded(int32_t sum) {
     return value < 0 ? 0 : value > 255 ? 255 : value;
 }
 
-/* One row. `in` points at the column `first`, and holds `used` pixels; `wide` has room for them, and `sums` for `width`
- * pixels, both with one value more: a pixel is handled as four values, of which the last is the next one's.
+/* Up to ROWS rows at once, so that one instruction serves the same column of several. `in` points at the column `first`
+ * of the first row; of each row `used` pixels are needed, and `side_by_side` has room for GROUP values for each of them.
+ * A pixel is handled as four values, of which the last is the next one's and is not kept.
  */
-EACH_CPU static void across(uint8_t *restrict out, const uint8_t *restrict in, int first, int used, int width,
-                            const Kernel *kernel, int32_t *restrict wide, int32_t *restrict sums) {
-    for (int i = 0; i < 3 * used; i++) wide[i] = in[i];
+EACH_CPU static void across(uint8_t *restrict out, long out_stride, const uint8_t *restrict in, long in_stride, int rows,
+                            int first, int used, int width, const Kernel *kernel, uint8_t *restrict side_by_side) {
+    for (int r = 0; r < rows; r++) {
+        const uint8_t *row = in + r * in_stride;
+        uint8_t *pixels = side_by_side + 4 * r;
+        for (int x = 0; x < used - 1; x++) memcpy(pixels + x * GROUP, row + 3 * x, 4);
+        memcpy(pixels + (used - 1) * GROUP, row + 3 * (used - 1), 3);
+    }
     for (int x = 0; x < width; x++) {
         const int32_t *coefficients = kernel->coefficients + x * kernel->most;
-        const int32_t *pixel = wide + 3 * (kernel->start[x] - first);
-        Channels sum = {HALF, HALF, HALF, HALF};
-        for (int t = 0; t < kernel->taps[x]; t++) sum += *(const Channels *)(pixel + 3 * t) * coefficients[t];
-        *(Channels *)(sums + 3 * x) = sum;
+        const uint8_t *pixels = side_by_side + (kernel->start[x] - first) * GROUP;
+        int32_t sums[GROUP];
+        uint8_t done[GROUP];
+        for (int i = 0; i < GROUP; i++) sums[i] = HALF;
+        for (int t = 0; t < kernel->taps[x]; t++)
+            for (int i = 0; i < GROUP; i++) sums[i] += pixels[t * GROUP + i] * coefficients[t];
+        for (int i = 0; i < GROUP; i++) done[i] = rounded(sums[i]);
+        for (int r = 0; r < rows; r++) memcpy(out + r * out_stride + 3 * x, done + 4 * r, 3);
     }
-    for (int i = 0; i < 3 * width; i++) out[i] = rounded(sums[i]);
 }
 
-EACH_CPU static void down(uint8_t *restrict out, const uint8_t *restrict in, long stride, int values, const int32_t *coefficients, int taps) {
+/* The output row `y` from rows of which the first is `first`, `values` channel values of each. */
+EACH_CPU static void down(uint8_t *restrict out, const uint8_t *restrict in, long stride, int first, int values, int y,
+                          const Kernel *kernel) {
+    const int32_t *coefficients = kernel->coefficients + y * kernel->most;
+    in += (kernel->start[y] - first) * stride;
     for (int begin = 0; begin < values; begin += BLOCK) {
         int count = values - begin < BLOCK ? values - begin : BLOCK;
         int32_t sums[BLOCK];
         for (int i = 0; i < BLOCK; i++) sums[i] = HALF;
-        for (int t = 0; t < taps; t++) {
+        for (int t = 0; t < kernel->taps[y]; t++) {
             const uint8_t *row = in + t * stride + begin;
             if (count == BLOCK)
                 for (int i = 0; i < BLOCK; i++) sums[i] += row[i] * coefficients[t];
@@ -126,38 +139,35 @@ EACH_CPU static void down(uint8_t *restrict out, const uint8_t *restrict in, lon
 int resample(const uint8_t *in, int in_width, int in_height, int out_width, int out_height, int filter, int left,
              int top, int width, int height, uint8_t *out) {
     Kernel columns = {0}, rows = {0};
-    uint8_t *between = NULL;
-    int32_t *wide = NULL, *sums = NULL;
+    uint8_t *between = NULL, *side_by_side = NULL;
     int done = 0;
     if (!make_kernel(&columns, filter, in_width, out_width, left, width)) goto end;
     if (!make_kernel(&rows, filter, in_height, out_height, top, height)) goto end;
     int shrink = in_height - out_height, rows_first = shrink > 0 && shrink > (in_width - out_width) * 2;
-    int first_column = columns.start[0], used = end_of(&columns, width) - first_column;
+    int first = columns.start[0], used = end_of(&columns, width) - first;
     int first_row = rows.start[0], used_rows = end_of(&rows, height) - first_row;
-    long in_stride = 3L * in_width, stride = 3L * width;
-    wide = malloc(sizeof(int32_t) * (3 * used + 1));
-    sums = malloc(sizeof(int32_t) * (3 * width + 1));
-    between = malloc(rows_first ? 3 * used : stride * used_rows);
-    if (!wide || !sums || !between) goto end;
-    wide[3 * used] = 0;
-    in += 3L * first_column;
-    if (!rows_first)
-        for (int y = 0; y < used_rows; y++)
-            across(between + y * stride, in + (first_row + y) * in_stride, first_column, used, width, &columns, wide, sums);
-    for (int y = 0; y < height; y++) {
-        const int32_t *coefficients = rows.coefficients + y * rows.most;
-        if (rows_first) {
-            down(between, in + rows.start[y] * in_stride, in_stride, 3 * used, coefficients, rows.taps[y]);
-            across(out + y * stride, between, first_column, used, width, &columns, wide, sums);
-        } else {
-            const uint8_t *taken = between + (rows.start[y] - first_row) * stride;
-            down(out + y * stride, taken, stride, 3 * width, coefficients, rows.taps[y]);
+    long in_stride = 3L * in_width, out_stride = 3L * width, stride = rows_first ? 3L * used : out_stride;
+    side_by_side = calloc(used, GROUP);
+    between = malloc(stride * (rows_first ? ROWS : used_rows));
+    if (!side_by_side || !between) goto end;
+    in += 3L * first + first_row * in_stride;
+    if (rows_first) {
+        for (int y = 0; y < height; y += ROWS) {
+            int count = height - y < ROWS ? height - y : ROWS;
+            for (int r = 0; r < count; r++) down(between + r * stride, in, in_stride, first_row, 3 * used, y + r, &rows);
+            across(out + y * out_stride, out_stride, between, stride, count, first, used, width, &columns, side_by_side);
         }
+    } else {
+        for (int y = 0; y < used_rows; y += ROWS) {
+            int count = used_rows - y < ROWS ? used_rows - y : ROWS;
+            across(between + y * stride, stride, in + y * in_stride, in_stride, count, first, used, width, &columns,
+                   side_by_side);
+        }
+        for (int y = 0; y < height; y++) down(out + y * out_stride, between, stride, first_row, 3 * width, y, &rows);
     }
     done = 1;
 end:
-    free(wide);
-    free(sums);
+    free(side_by_side);
     free(between);
     free_kernel(&columns);
     free_kernel(&rows);
