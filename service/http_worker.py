@@ -51,7 +51,7 @@ from service.image import PROMPT
 from service.inference_protocol import Signature
 from service.loading import EXPECTED_FAILURES
 from service.logs import configure_logging
-from service.memory import give_back, settle, use_one_arena
+from service.memory import give_back, resident_bytes, settle, use_one_arena
 from service.opening import Opener, card_of, state
 from service.plain_head import METHOD, MostBytes, NotSimple, SimpleRequest, simple_request
 from service.runtime import Backend, open_onnx
@@ -137,6 +137,7 @@ class Worker:
         self._asked: dict[int, _Request] = {}
         self._spare = 0
         self._tally = Tally()
+        self._cpu_seconds = 0.0
         self._told_at = self._looked_at = time.monotonic()
         self._poll = select.epoll()
         self._poll.register(channel.fileno(), select.EPOLLIN)
@@ -458,6 +459,9 @@ class Worker:
         now = time.monotonic()
         due = self._told_at + (TALLY_SECONDS if self._tally.models else SIGN_OF_LIFE_SECONDS)
         if at_once or now >= due:
+            used = time.process_time()
+            self._tally.cpu_seconds, self._cpu_seconds = used - self._cpu_seconds, used
+            self._tally.resident_bytes = resident_bytes()
             self._channel.send(Kind.TALLY, TALLY.dump_json(self._tally))
             self._tally, self._told_at = Tally(), now
 

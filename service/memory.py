@@ -7,7 +7,9 @@ the memory went up and down by 20 MiB, because `malloc_trim` gives back the end 
 
 import ctypes
 import gc
+import resource
 import sys
+from pathlib import Path
 
 # mallopt's number for the most arenas, from malloc.h.
 _M_ARENA_MAX = -8
@@ -44,6 +46,11 @@ def give_back() -> None:
     """Return free pages to the system, where the C library is glibc; takes milliseconds, on any thread."""
     if (trim := _function("malloc_trim")) is not None:
         trim(0)
+
+
+def resident_bytes() -> int:
+    """What this process has in memory, as Linux counts it."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 def _function(name: str) -> "ctypes._FuncPointer | None":

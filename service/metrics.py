@@ -128,6 +128,16 @@ class Metrics:
         )
         self._in_flight = Gauge("classify_images_in_flight", "Images admitted and not yet answered.", registry=registry)
         self._http_workers = Gauge("service_http_workers", "Processes that answer beside this one.", registry=registry)
+        self._http_worker_cpu = Counter(
+            "service_http_worker_cpu_seconds",
+            "CPU time of these processes, and of those that ended.",
+            registry=registry,
+        )
+        self._http_worker_memory = Gauge(
+            "service_http_worker_resident_memory_bytes",
+            "Resident memory of these processes; what they share is counted for each.",
+            registry=registry,
+        )
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         # Series that exist from the start let an alert tell "never happened" from "not scraped".
@@ -163,7 +173,9 @@ class Metrics:
         self._child(self._predictions, model, known).inc(images)
 
     def add(self, tally: Tally) -> None:
-        """Count what a worker has measured; what it says of each model is for `add_answers`."""
+        """Count what a worker has measured; what it says of each model is for `add_answers`, and of its memory for
+        `watch_workers`."""
+        self._http_worker_cpu.inc(tally.cpu_seconds)
         self._request_seconds.add(tally.requests)
         self._confidence.add(tally.confidence)
         self.batch_size.add(tally.batches)
@@ -176,9 +188,10 @@ class Metrics:
         for label, images in images_by_label.items():
             self._count_label(model, label, images)
 
-    def watch_workers(self, count: Callable[[], int]) -> None:
-        """Read from this function, at each scrape, how many workers answer."""
+    def watch_workers(self, count: Callable[[], int], resident_bytes: Callable[[], int]) -> None:
+        """Read from these functions, at each scrape, how many workers answer, and what memory all have."""
         self._http_workers.set_function(count)
+        self._http_worker_memory.set_function(resident_bytes)
 
     def _child(self, counter: Counter, *labels: str | int) -> Counter:
         """The series with these labels; looking it up by `labels()` takes longer than counting."""

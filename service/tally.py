@@ -43,13 +43,15 @@ class ModelTally:
 
 @dataclass
 class Tally:
-    """What a worker has measured; `models` by the number of their load."""
+    """What a worker has measured; `models` by the number of their load. Its memory is what it has now."""
 
     requests: Observed = field(default_factory=lambda: Observed.nothing(SECONDS))
     stages: dict[str, Observed] = field(default_factory=lambda: {stage: Observed.nothing(SECONDS) for stage in STAGES})
     batches: Observed = field(default_factory=lambda: Observed.nothing(BATCH_SIZES))
     confidence: Observed = field(default_factory=lambda: Observed.nothing(PROBABILITIES))
     models: dict[int, ModelTally] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+    resident_bytes: int = 0
 
     def batch(self, number: int, queued: list[float], seconds: float) -> None:
         """A batch of images, which had waited so many seconds each, took `seconds`."""

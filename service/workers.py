@@ -41,6 +41,7 @@ from service.plain_head import MostBytes, NotSimple, SimpleRequest, simple_reque
 from service.repository import ServedModel
 from service.settings import Settings
 from service.shared_images import SharedImages, fits, new_memory
+from service.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,8 @@ class _Worker:
     """A process, and what is known of it.
 
     `loading` counts the offers that it has not answered, `recalls` those that it has not followed, and `silent` the
-    seconds for which it has not been heard of; `unsent` are messages that its channel has had no room for.
+    seconds for which it has not been heard of; `unsent` are messages that its channel has had no room for, and
+    `resident_bytes` is what it had in memory when it was last heard of.
     """
 
     process: subprocess.Popen[bytes]
@@ -123,6 +125,7 @@ class _Worker:
     recalls: int = 0
     connections: int = 0
     silent: float = 0.0
+    resident_bytes: int = 0
     unsent: deque[tuple[Kind, bytes]] = field(default_factory=deque)
     started: float = field(default_factory=time.monotonic)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -165,7 +168,10 @@ class Workers:
         self.handing_over = False
         # Set by the server; an application that another one serves has no connections to hand over.
         self.connect: Connect | None = None
-        metrics.watch_workers(lambda: sum(worker.ready for worker in self._workers))
+        metrics.watch_workers(
+            lambda: sum(worker.ready for worker in self._workers),
+            lambda: sum(worker.resident_bytes for worker in self._workers),
+        )
 
     def pay(self, model: ServedModel) -> bool:
         """Whether workers are to answer for a model: those that they run, and others where the settings say how many
@@ -349,7 +355,7 @@ class Workers:
 
     def _understand(self, worker: _Worker, message: Message) -> None:
         if message.kind is Kind.TALLY:
-            self._count(message.content)
+            self._count(worker, TALLY.validate_json(message.content))
         elif message.kind is Kind.BACK:
             worker.connections -= 1
             self._take_back(message)
@@ -401,8 +407,8 @@ class Workers:
             if worker.connections > share:
                 self._tell(worker, Kind.SPARE, b"%d" % (worker.connections - share))
 
-    def _count(self, content: bytes) -> None:
-        tally = TALLY.validate_json(content)
+    def _count(self, worker: _Worker, tally: Tally) -> None:
+        worker.resident_bytes = tally.resident_bytes
         if not tally.models.keys() <= self._by_number.keys():
             return  # from one that was ended, because it did not give its connections back
         self._metrics.add(tally)

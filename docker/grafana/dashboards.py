@@ -269,15 +269,21 @@ PROCESS: dict[str, Sequence[Panel]] = {
     "Process": (
         Graph(
             "CPU",
-            "Cores that the server has in use; its workers, if there are any, use others.",
+            "Cores that the server and its workers, if there are any, have in use.",
             "short",
-            {"{{instance}}": 'rate(process_cpu_seconds_total{job="classifier"}[$__rate_interval])'},
+            {
+                "{{instance}}": 'rate(process_cpu_seconds_total{job="classifier"}[$__rate_interval])'
+                ' + rate(service_http_worker_cpu_seconds_total{job="classifier"}[$__rate_interval])'
+            },
         ),
         Graph(
             "Memory",
-            "Resident, without the workers, if there are any.",
+            "Resident, with the workers, if there are any; what they share is counted for each.",
             "bytes",
-            {"{{instance}}": 'process_resident_memory_bytes{job="classifier"}'},
+            {
+                "{{instance}}": 'process_resident_memory_bytes{job="classifier"}'
+                ' + service_http_worker_resident_memory_bytes{job="classifier"}'
+            },
         ),
         Graph(
             "File descriptors",

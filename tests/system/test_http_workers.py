@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -371,6 +372,33 @@ def test_every_request_is_counted_and_logged_once_whoever_answers(
         eventually(lambda: len(lines()) == total)
         assert len({json.loads(line)["request_id"] for line in lines()}) == total
         assert len([line for line in lines() if INFER in line]) == tensors
+
+
+def test_what_workers_use_is_in_the_metrics(digits_models: Path, image: bytes) -> None:
+    cpu, memory = "service_http_worker_cpu_seconds_total", "service_http_worker_resident_memory_bytes"
+    with running(digits_models, "--http-workers", "2") as server:
+        wait_for_workers(server, 2)
+        with connected(server) as connection:
+            for _ in range(500):
+                who_answers(connection, image)
+        used, resident = used_and_resident(workers_of(server))
+        eventually(lambda: server.metric(cpu) > used - 0.05)
+        assert server.metric(cpu) < used + 0.2
+        assert server.metric(memory) == pytest.approx(resident, rel=0.05)
+        for each in workers_of(server):
+            os.kill(each, signal.SIGKILL)
+        eventually(lambda: server.metric(memory) == 0)
+        assert used - 0.05 < server.metric(cpu) < used + 0.2
+
+
+def used_and_resident(processes: list[int]) -> tuple[float, int]:
+    """Their CPU time in seconds, and their memory in bytes."""
+    used, resident = 0.0, 0
+    for each in processes:
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(") ")[2].split()
+        used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        resident += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    return used, resident
 
 
 def test_workers_end_with_a_server_that_is_killed(digits_models: Path) -> None:
