@@ -45,14 +45,15 @@ class PixelBlocks(nn.Module):
         """A frame `padding` wide, and wider on the right, where it fills rows of so many blocks."""
         super().__init__()
         size, width = recipe.crop, blocks * BLOCK
+        centre = _centre(recipe)
         mean = 255 * torch.tensor(recipe.mean, dtype=torch.float64)
-        colour = mean.round().clamp(0, 255)
+        colour = centre + (mean - centre).round()  # a half goes where rounding will take it
         lacking = (mean - colour).expand(size + 2 * padding, width, RGB).clone()
         lacking[padding : padding + size, padding : padding + size] = 0
         self.padding = padding
         self.register_buffer("side", colour.to(torch.uint8).expand(1, size, width - size - padding, RGB).clone())
         self.register_buffer("edge", colour.to(torch.uint8).expand(1, padding, width, RGB).clone())
-        self.register_buffer("centre", torch.tensor(float(_centre(recipe))))
+        self.register_buffer("centre", torch.tensor(float(centre)))
         self.register_buffer("lacking", self._in_blocks(lacking.float().unsqueeze(0)))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,8 +71,8 @@ class PixelBlocks(nn.Module):
 
 
 def _centre(recipe: Preprocessing) -> int:
-    """The mean over the colours, in [0, 255]."""
-    return min(255, max(0, round(255 * sum(recipe.mean) / RGB)))
+    """The mean over the colours, in [1, 255]: of a subtraction of 0 the exporter leaves nothing to `quantise`."""
+    return max(1, round(255 * sum(recipe.mean) / RGB))
 
 
 class OutOfBlocks(nn.Module):
@@ -91,13 +92,14 @@ class OutOfBlocks(nn.Module):
 def integer_form(network: nn.Module, recipe: Preprocessing, in_channels: int, target: Int8Target) -> ServedNetwork:
     """A network in evaluation mode with its normalisation, in the form above; the network itself is left as it is.
 
-    Grey networks, and all for TensorRT, whose integers are signed, keep their normalisation and first convolution.
+    Grey networks, those whose mean is no colour, and all for TensorRT, whose integers are signed, keep their
+    normalisation and their first convolution.
     """
     network = copy.deepcopy(network)
     for name, module in list(network.named_modules()):
         if isinstance(module, ZeroPadShortcut):
             network.set_submodule(name, _as_convolution(module))
-    if in_channels == 1 or target == "tensorrt":
+    if in_channels == 1 or target == "tensorrt" or not all(0 <= mean <= 1 for mean in recipe.mean):
         return ServedNetwork(Normalisation(recipe, in_channels), network)
     return ServedNetwork(_read_in_blocks(network, recipe), network)
 
@@ -112,7 +114,10 @@ def _as_convolution(shortcut: ZeroPadShortcut) -> nn.Conv2d:
 
 
 def _read_in_blocks(network: nn.Module, recipe: Preprocessing) -> PixelBlocks:
-    """Exchange a network's first convolution for one of blocks, and give what makes them."""
+    """Exchange a network's first convolution for one of blocks, and give what makes them.
+
+    In all networks here its batch normalisation is the next module, and then comes the pooling or an activation.
+    """
     layers = iter([(name, each) for name, each in network.named_modules() if not list(each.children())])
     name, first = next((name, each) for name, each in layers if isinstance(each, nn.Conv2d))
     behind, following = next(layers)
@@ -143,6 +148,8 @@ def _of_blocks(first: nn.Conv2d, recipe: Preprocessing) -> nn.Conv2d:
     outputs = [F.pad(weight, (at, blocks * BLOCK - kernel - at)) for at in range(0, BLOCK, stride)]
     wide = torch.cat(outputs).reshape(-1, RGB, kernel, blocks, BLOCK)
     wide = wide.permute(0, 4, 1, 2, 3).flatten(1, 2) / 255  # (outputs × out, 12, kernel, blocks)
+    # onnxruntime gives a filter of zeros, as of a channel that was pruned, the scale 1, and its bias with it.
+    wide[:, 0, 0, 0] += 1e-7 * bias.repeat(len(outputs)) * (wide == 0).all(dim=3).all(dim=2).all(dim=1)
     of_blocks = nn.Conv2d(BLOCK * RGB, len(wide), (kernel, blocks), stride=(stride, 1))
     of_blocks.load_state_dict({"weight": wide, "bias": bias.repeat(len(outputs))})
     return of_blocks

@@ -145,16 +145,13 @@ class _Pixels:
 
 def _pixels(model: onnx.ModelProto) -> _Pixels | None:
     """Nothing where the network reads normalised images."""
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    first = next(node for node in model.graph.node if node.op_type == "Conv")
-    way = [made_by[first.input[0]]]
-    while (before := made_by.get(way[0].input[0])) and way[0].op_type != "Cast":
-        way.insert(0, before)
-    if [node.op_type for node in way] != ["Cast", "Sub", "Add"]:
+    centre = next((each for each in model.graph.initializer if each.name == "normalisation.centre"), None)
+    if centre is None:
         return None
-    cast, less, _ = way
-    centre = next(each for each in model.graph.initializer if each.name == less.input[1])
-    return _Pixels(cast.input[0], first.input[0], float(onnx.numpy_helper.to_array(centre)))
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    less = next(node for node in model.graph.node if centre.name in node.input)
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    return _Pixels(made_by[less.input[0]].input[0], first.input[0], float(onnx.numpy_helper.to_array(centre)))
 
 
 def _take_as_they_are(graph: onnx.GraphProto, pixels: _Pixels) -> None:

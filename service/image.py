@@ -24,6 +24,8 @@ from service.resample import Window, resample
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 # A 1×60000 picture would be resized to 224×13440000 before the crop: the bomb is in the shape, not in the size.
 MAX_RESIZED_PIXELS = 2**22
+# Pixels. What a resize takes grows with a row's length, and one of 25 million pixels makes a small PNG.
+MAX_SIDE = 2**20
 JPEG_START = b"\xff\xd8\xff"
 PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 PNG_SIZE_END = 24
@@ -163,7 +165,8 @@ def _refuse_bomb(size: Size, recipe: Preprocessing, max_pixels: int) -> None:
         raise UndecodableImage
     if size.pixels > max_pixels:
         raise ImageTooLarge(f"The image has {size.width}×{size.height} pixels; the limit is {max_pixels} in all.")
-    if _resized(size, recipe).pixels > max(MAX_RESIZED_PIXELS, recipe.resize**2):
+    too_long = max(size.width, size.height) > MAX_SIDE
+    if too_long or _resized(size, recipe).pixels > max(MAX_RESIZED_PIXELS, recipe.resize**2):
         raise ImageTooLarge(f"The image is {size.width}×{size.height} pixels, too long and narrow for this model.")
 
 

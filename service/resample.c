@@ -13,7 +13,7 @@
 #define FRACTION 22
 #define HALF (1 << (FRACTION - 1))
 #define BLOCK 64 /* channel values of a row that are summed in registers */
-#define ROWS 8   /* that are summed together; compilers unroll the loop over a smaller GROUP and then miss its vectors */
+#define ROWS 8   /* that are summed together; gcc 12 unrolls the loops over a smaller GROUP and then makes no vectors */
 #define GROUP (4 * ROWS)
 
 /* One clone for each instruction set, chosen when the library is loaded. */
@@ -97,17 +97,17 @@ EACH_CPU static void across(uint8_t *restrict out, long out_stride, const uint8_
     for (int r = 0; r < rows; r++) {
         const uint8_t *row = in + r * in_stride;
         uint8_t *pixels = side_by_side + 4 * r;
-        for (int x = 0; x < used - 1; x++) memcpy(pixels + x * GROUP, row + 3 * x, 4);
-        memcpy(pixels + (used - 1) * GROUP, row + 3 * (used - 1), 3);
+        for (int x = 0; x < used - 1; x++) memcpy(pixels + x * (long)GROUP, row + 3L * x, 4);
+        memcpy(pixels + (used - 1) * (long)GROUP, row + 3L * (used - 1), 3);
     }
     for (int x = 0; x < width; x++) {
         const int32_t *coefficients = kernel->coefficients + x * kernel->most;
-        const uint8_t *pixels = side_by_side + (kernel->start[x] - first) * GROUP;
+        const uint8_t *pixels = side_by_side + (kernel->start[x] - first) * (long)GROUP;
         int32_t sums[GROUP];
         uint8_t done[GROUP];
         for (int i = 0; i < GROUP; i++) sums[i] = HALF;
         for (int t = 0; t < kernel->taps[x]; t++)
-            for (int i = 0; i < GROUP; i++) sums[i] += pixels[t * GROUP + i] * coefficients[t];
+            for (int i = 0; i < GROUP; i++) sums[i] += pixels[t * (long)GROUP + i] * coefficients[t];
         for (int i = 0; i < GROUP; i++) done[i] = rounded(sums[i]);
         for (int r = 0; r < rows; r++) memcpy(out + r * out_stride + 3 * x, done + 4 * r, 3);
     }

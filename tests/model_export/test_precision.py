@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -28,6 +28,7 @@ from model_export.images import image_files, images_in, noise, read_image, to_pi
 from model_export.integer_form import integer_form
 from model_export.parity import FLOAT32, Standard, agreement, judge, kl_divergence, reference_logits
 from model_export.presets import PRESETS
+from model_export.quantise import find_ranges, layer_errors, quantise
 from model_export.verify import card_of
 from service.artifact import Int8Target, Preprocessing, Quantisation
 from tests.model_export.networks import SHORT, trained_like
@@ -162,8 +163,7 @@ def test_float16_weights_are_half_and_the_normalisation_and_the_head_are_not(
 FORMS: dict[str, tuple[Callable[[], nn.Module], int, Preprocessing]] = {
     "option A": (lambda: trained_like("resnet8", 7), 3, PRESETS["cifar10"]),
     "option C, grey": (lambda: trained_like("resnet8-c", 7, 1), 1, GREY),
-    "7×7 first": (lambda: trained_like("resnet18", 7, blocks=SHORT), 3, SMALL),
-    "no whole blocks": (lambda: trained_like("resnet18", 7, blocks=SHORT), 3, ODD),
+    "7×7 first, no whole blocks": (lambda: trained_like("resnet18", 7, blocks=SHORT), 3, ODD),
 }
 LARGE_FORMS = ("plain34", "resnet18", "resnet50", "vgg19_bn")
 
@@ -188,13 +188,51 @@ def assert_every_form_computes_the_same(
     pixels = noise(8, recipe.crop)
     expected = reference_logits(network, recipe, pixels)
     path = tmp_path / "model.onnx"
-    for target in get_args(Int8Target):
+    targets: tuple[Int8Target, ...] = ("cpu", "tensorrt")
+    for target in targets:
         onnx.save(export(integer_form(network, recipe, in_channels, target), recipe.crop), path)
         assert judge(path, expected, pixels, FLOAT32).max_rel_diff < 1e-5
     onnx.save(to_half(export(served(network, recipe, in_channels), recipe.crop)), path)
     onnx.checker.check_model(onnx.load(path), full_check=True)
     assert judge(path, expected, pixels, Standard(1e-2, 1.0)).max_rel_diff > 1e-6
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items()), "the original changed"
+
+
+def quantised(network: nn.Module, recipe: Preprocessing, folder: Path) -> tuple[onnx.ModelProto, dict[str, float]]:
+    """Its int8 form, calibrated on noise, and the signal to quantisation noise behind each convolution, in dB."""
+    pixels = noise(8, recipe.crop)
+    float32, int8 = folder / "float32.onnx", folder / "int8.onnx"
+    onnx.save(export(integer_form(network, recipe, 3, "cpu"), recipe.crop), float32)
+    quantise(float32, find_ranges(float32, pixels, "minmax", "cpu", folder), "cpu", int8)
+    onnx.checker.check_model(onnx.load(int8), full_check=True)
+    return onnx.load(int8), {each.layer: each.sqnr_db for each in layer_errors(float32, int8, pixels, folder)}
+
+
+MEANS = {"black": (0.0, 0.0, 0.0), "halves": (100.5 / 255, 101.5 / 255, 101 / 255)}
+
+
+@pytest.mark.parametrize("mean", MEANS.values(), ids=MEANS)
+def test_the_first_convolution_reads_pixels_whatever_their_mean(mean: tuple[float, ...], tmp_path: Path) -> None:
+    recipe = Preprocessing.model_validate(PRESETS["cifar10"].model_dump() | {"mean": mean})
+    model, decibels = quantised(trained_like("resnet8", 7), recipe, tmp_path)
+    assert "Cast" not in {node.op_type for node in model.graph.node}
+    assert decibels["conv1"] > 40
+
+
+def test_a_mean_that_is_no_colour_is_normalised_apart(tmp_path: Path) -> None:
+    recipe = Preprocessing.model_validate(PRESETS["cifar10"].model_dump() | {"mean": (-0.5, 1.5, 0.3)})
+    _, decibels = quantised(trained_like("resnet8", 7), recipe, tmp_path)
+    assert decibels["conv1"] > 35
+
+
+def test_channels_that_were_pruned_keep_their_bias(tmp_path: Path) -> None:
+    network = trained_like("resnet8", 7)
+    assert isinstance(network.bn1, nn.BatchNorm2d)
+    with torch.no_grad():
+        network.bn1.weight[:5] = 0
+        network.bn1.bias[:5] = torch.tensor([0.3, 2.0, 0.0, 0.01, 8.0])
+    _, decibels = quantised(network, PRESETS["cifar10"], tmp_path)
+    assert decibels["conv1"] > 40
 
 
 # --- calibration, verdict and accuracy are on different images ----------------------------------------

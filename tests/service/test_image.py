@@ -179,6 +179,13 @@ def test_a_shape_that_the_resize_would_blow_up_is_refused(size: tuple[int, int])
         preprocess(encode(Image.new("L", size)), recipe(256, 224), LIMIT)
 
 
+def test_a_side_that_would_take_the_resize_memory_without_end_is_refused() -> None:
+    stretched = recipe(fit="stretch")
+    assert preprocess(encode(Image.new("L", (2**20, 1))), stretched, 2**21).shape == (16, 16, 3)
+    with pytest.raises(ImageTooLarge, match="1048577×1"):
+        preprocess(encode(Image.new("L", (2**20 + 1, 1))), stretched, 2**21)
+
+
 @pytest.mark.parametrize(
     "encoded",
     [
