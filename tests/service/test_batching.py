@@ -114,6 +114,19 @@ async def test_a_every_caller_gets_the_result_of_its_own_image() -> None:
         assert max(rig.backend.batches) > 1, "nothing was batched, so nothing was proved"
 
 
+@pytest.mark.parametrize("side", [300, 1000])  # 4 of them are a megabyte, and 12
+async def test_a_images_are_batched_whatever_their_size_and_layout(side: int) -> None:
+    whole = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    images = [whole, whole[::-1], whole.swapaxes(0, 1), rng.integers(0, 256, whole.shape, dtype=np.uint8)]
+    async with running() as rig:
+        await rig.occupy()
+        waiting = [rig.submit(pixels) for pixels in images]
+        rig.backend.free.set()
+        answers = [await ticket.logits() for ticket in waiting]
+        np.testing.assert_array_equal(np.stack(answers), logits_of(np.stack(images)))
+        assert rig.backend.batches == [1, 4]
+
+
 async def test_b_a_failing_batch_fails_its_callers_and_the_next_batch_works() -> None:
     async with running() as rig:
         busy = await rig.occupy()
