@@ -24,7 +24,7 @@ from model_export.graph import Normalisation, ServedNetwork
 from service.artifact import Int8Target, Preprocessing
 
 RGB = 3
-# Pixels. Of 1, 2, 4 and 8 the fastest for 7×7 with stride 2 and for 3×3; a stride has to divide it.
+# Pixels, a multiple of the stride. Of 2, 4 and 8 the fastest for 7×7 with stride 2, of 2 and 4 for 3×3.
 BLOCK = 4
 
 
