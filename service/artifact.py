@@ -45,6 +45,11 @@ class InputSpec(_Record):
     channels: Literal[3] = 3
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image, `(height, width, channels)`."""
+        return self.height, self.width, self.channels
+
+    @property
     def bytes(self) -> int:
         """Of one image."""
         return self.height * self.width * self.channels

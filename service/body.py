@@ -39,9 +39,8 @@ MAX_PARAMETERS = 32
 
 @dataclass(frozen=True)
 class FormLimits:
-    """Bounds of a multipart body; `part_bytes` only marks a part as too large, the others refuse the request."""
+    """Bounds of the parts of a form; `part_bytes` only marks one as too large, `files` refuses the request."""
 
-    body_bytes: int
     part_bytes: int
     files: int
 
@@ -54,16 +53,16 @@ class Part:
     too_large: bool = False
 
 
-async def read_form(request: "Request", name: str, limits: FormLimits, share: Share) -> list[Part]:
+async def read_form(request: "Request", name: str, most_bytes: int, limits: FormLimits, share: Share) -> list[Part]:
     """The parts of a multipart/form-data body that are called `name`, in order; parts with other names are ignored.
 
     Raises:
         MalformedMultipart: no boundary, a syntax error, or an end before the last boundary.
-        BodyTooLarge: more bytes or more parts than the limits.
+        BodyTooLarge: it is over `most_bytes` bytes, or has more parts than the limits.
         ClientClosed: the client went away while sending.
     """
     form = Form(request.headers.get("content-type", ""), name, limits)
-    async for chunk in _chunks(request, limits.body_bytes, share):
+    async for chunk in _chunks(request, most_bytes, share):
         form.feed(chunk)
     return form.parts()
 

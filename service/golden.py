@@ -42,7 +42,7 @@ class Replay:
         self._head = head
         golden = golden_pixels(card) if card.parity else []
         self._known = bool(golden)
-        blank = np.zeros((card.input.height, card.input.width, card.input.channels), dtype=np.uint8)
+        blank = np.zeros(card.input.shape, dtype=np.uint8)
         self._images = np.stack(golden or [blank])  # (images, H, W, 3) uint8
         self._expected = np.array([each.logits for each in card.golden], dtype=np.float32)  # (images, classes)
         self._next = 0

@@ -24,7 +24,7 @@ from service.inference_models import (
 from service.inference_protocol import Signature
 from service.pipeline import Order
 from service.repository import ServedModel
-from service.routes.dependencies import Parts
+from service.routes.dependencies import Parts, asked_model
 from service.tickets import Priority, slowest
 
 # Longer ones are no version's: models are counted from 1.
@@ -99,8 +99,7 @@ class InferenceService:
     async def _infer(self, message: Any, call: Call) -> Any:
         """Logits or classes for a batch of images."""
         service, exchange = self._service, call.exchange
-        model = service.repository.find(message.model_name, _version(message.model_version), exchange.request_id)
-        exchange.model, exchange.version = model.name, str(model.version)
+        model = asked_model(message.model_name, _version(message.model_version), "", exchange, service)
         signature = self._signature(model)
         limit = min(exchange.started + service.settings.request_timeout_ms / 1000, call.deadline)
         with model.held(), service.intake.open() as share:

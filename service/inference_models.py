@@ -38,7 +38,7 @@ def model_metadata(model: ServedModel, signature: Signature, repository: Reposit
         "name": model.name,
         "versions": [str(each.version) for each in repository if each.name == model.name],
         "platform": PLATFORM,
-        "inputs": [{"name": signature.input, "datatype": "UINT8", "shape": [-1, *_image_shape(signature)]}],
+        "inputs": [{"name": signature.input, "datatype": "UINT8", "shape": [-1, *signature.image.shape]}],
         "outputs": [{"name": signature.output, "datatype": "FP32", "shape": [-1, len(signature.labels)]}],
     }
 
@@ -55,7 +55,7 @@ def model_config(model: ServedModel, signature: Signature) -> dict[str, Any]:
                 "name": signature.input,
                 "data_type": "TYPE_UINT8",
                 "format": "FORMAT_NHWC",
-                "dims": list(_image_shape(signature)),
+                "dims": list(signature.image.shape),
             }
         ],
         "output": [
@@ -96,10 +96,6 @@ def repository_index(repository: Repository) -> list[dict[str, str]]:
         }
         for name, version in sorted(ready | reasons.keys())
     ]
-
-
-def _image_shape(signature: Signature) -> tuple[int, int, int]:
-    return signature.height, signature.width, signature.channels
 
 
 def _statistics(model: ServedModel) -> dict[str, Any]:

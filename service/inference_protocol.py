@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from service.artifact import ModelCard
+from service.artifact import InputSpec, ModelCard
 from service.errors import InternalError, InvalidRequest
 from service.tickets import Priority
 
@@ -34,23 +34,15 @@ class Signature:
     """A model's one input and one output, as the protocol names them."""
 
     input: str
-    height: int
-    width: int
-    channels: int
+    image: InputSpec
     output: str
     labels: tuple[str, ...]
     max_images: int
 
-    @property
-    def image_bytes(self) -> int:
-        """Bytes of one image's tensor."""
-        return self.height * self.width * self.channels
-
     @classmethod
     def of(cls, card: ModelCard, input_name: str, output_name: str, max_images: int) -> Self:
         """Of a model with this card, whose graph names its input and output so."""
-        shape = card.input.height, card.input.width, card.input.channels
-        return cls(input_name, *shape, output_name, card.labels, max_images)
+        return cls(input_name, card.input, output_name, card.labels, max_images)
 
 
 @dataclass(frozen=True)
@@ -162,7 +154,7 @@ def _images(given: InputTensor, signature: Signature) -> Images:
         if given.shape not in ([count], [count, 1]):
             raise InvalidRequest(f"input {given.name}: encoded images have shape [n], got {given.shape}")
         return _encoded(given, count)
-    expected = [count, signature.height, signature.width, signature.channels]
+    expected = [count, *signature.image.shape]
     if given.datatype != "UINT8" or given.shape != expected:
         raise InvalidRequest(
             f"input {given.name} is UINT8 {[-1, *expected[1:]]} or BYTES [-1], got {given.datatype} {given.shape}"
@@ -176,12 +168,12 @@ def pixels(values: NDArray[np.uint8], count: int, signature: Signature) -> NDArr
     Raises:
         InvalidRequest: there are more or fewer of them.
     """
-    if values.size != count * signature.image_bytes:
+    if values.size != count * signature.image.bytes:
         raise InvalidRequest(
-            f"input {signature.input}: {count * signature.image_bytes} bytes are expected for its shape, "
+            f"input {signature.input}: {count * signature.image.bytes} bytes are expected for its shape, "
             f"got {values.size}"
         )
-    return values.reshape(count, signature.height, signature.width, signature.channels)
+    return values.reshape(count, *signature.image.shape)
 
 
 def _numbers(given: InputTensor) -> NDArray[np.uint8]:

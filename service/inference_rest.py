@@ -138,7 +138,7 @@ def _read(content: bytes) -> _Request:
 
 def _raw(body: bytes, signature: Signature) -> Images:
     """The body is the input itself: one image, as pixels or encoded."""
-    if len(body) == signature.image_bytes:
+    if len(body) == signature.image.bytes:
         return pixels(np.frombuffer(body, np.uint8), 1, signature)
     return [body]
 

@@ -143,7 +143,7 @@ def _config_card(location: Location) -> ModelCard:
 
 def _check_shapes(backend: Backend, card: ModelCard) -> None:
     batch, *image = backend.input.shape
-    expected = [card.input.height, card.input.width, card.input.channels]
+    expected = list(card.input.shape)
     if backend.input.dtype != "tensor(uint8)" or image != expected or batch not in (None, 1):
         raise ArtifactError(
             f"the graph takes {backend.input.dtype} {list(backend.input.shape)}, "

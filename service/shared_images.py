@@ -39,8 +39,8 @@ class SharedImages:
 
     def pixels(self, place: int, card: ModelCard) -> Pixels:
         """The image in a place, uint8 `[height, width, 3]`, to be written or read."""
-        count, shape = card.input.bytes, (card.input.height, card.input.width, card.input.channels)
-        return np.frombuffer(self._memory, np.uint8, count, place * PLACE_BYTES).reshape(shape)
+        pixels = np.frombuffer(self._memory, np.uint8, card.input.bytes, place * PLACE_BYTES)
+        return pixels.reshape(card.input.shape)
 
     def logits(self, place: int, card: ModelCard) -> Logits:
         """Its logits, float32 `[classes]`."""

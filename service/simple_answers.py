@@ -85,7 +85,7 @@ def answer(
 
 def _image_in_form(asked: SimpleRequest, card: ModelCard) -> bytes:
     size = asked.head.length  # no more than an image may have, so its limits are kept
-    image = image_in(asked.body, asked.head.content_type, FormLimits(size, size, files=1))
+    image = image_in(asked.body, asked.head.content_type, FormLimits(size, files=1))
     if not is_within(PROMPT, image, card.preprocessing):
         raise NotSimple
     return image

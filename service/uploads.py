@@ -1,6 +1,5 @@
 """The images in a request: which media types are taken, and what each upload amounts to."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from service.body import Form, FormLimits, Part, read_body, read_form
@@ -29,15 +28,18 @@ async def read_image(request: "Request", limits: FormLimits, share: Share) -> by
         raise EmptyBody
     content_type = request.headers.get("content-type", "")
     if is_form(content_type):
-        body_limits = replace(limits, body_bytes=limits.part_bytes + FORM_OVERHEAD)
-        return _only(await read_form(request, ONE_FILE, body_limits, share), limits)
+        most_bytes = limits.part_bytes + FORM_OVERHEAD
+        return _only(await read_form(request, ONE_FILE, most_bytes, limits, share), limits)
     if is_image(content_type):
         return await read_body(request, limits.part_bytes, share)
     raise UnsupportedMediaType(f"Send the image with Content-Type image/*, {OCTETS}, or as part `file` of {FORM}.")
 
 
-async def read_images(request: "Request", limits: FormLimits, share: Share) -> list[bytes | ServiceError]:
-    """The parts `files` of a form, in order; an empty or too large one is an error in its place.
+async def read_images(
+    request: "Request", most_bytes: int, limits: FormLimits, share: Share
+) -> list[bytes | ServiceError]:
+    """The parts `files` of a form of at most so many bytes, in order; one that is empty or too large is an error in its
+    place.
 
     Raises:
         UnsupportedMediaType, EmptyBody, BodyTooLarge, MalformedMultipart, ClientClosed: as they say, for the whole.
@@ -46,7 +48,7 @@ async def read_images(request: "Request", limits: FormLimits, share: Share) -> l
         raise EmptyBody("The request has no body; send the images as parts `files` of a form.")
     if not is_form(request.headers.get("content-type", "")):
         raise UnsupportedMediaType(f"Send the images as parts `files` of {FORM}.")
-    parts = await read_form(request, "files", limits, share)
+    parts = await read_form(request, "files", most_bytes, limits, share)
     if not parts:
         raise EmptyBody("The form has no part named `files`.")
     return [_content(part, limits) for part in parts]

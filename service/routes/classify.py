@@ -13,7 +13,7 @@ from service.hang_up import on_hang_up_of
 from service.pipeline import Answer, Question
 from service.repository import ServedModel
 from service.routes.dependencies import Service
-from service.routes.orders import answer_body, asked_model, form_limits, last_byte, order_for
+from service.routes.orders import answer_body, form_limits, last_byte, model_of, order_for
 from service.schemas import (
     MANY_IMAGES,
     ONE_IMAGE,
@@ -39,7 +39,7 @@ async def classify(
 ) -> JSONResponse:
     """Classify one image: the body itself, or the part `file` of a form."""
     exchange = exchange_of(request)
-    model = asked_model(query, headers, exchange, service)
+    model = model_of(query, headers, exchange, service)
     with model.held(), service.intake.open() as share:
         order = order_for(model, query, headers, exchange, service, on_hang_up_of(request.scope, request.receive))
         order = replace(order, why=_question(query, model))
@@ -59,11 +59,12 @@ async def classify_batch(
 ) -> JSONResponse:
     """Classify the parts `files` of a form: one result an image, in order; a bad image fails alone."""
     exchange = exchange_of(request)
-    model = asked_model(query, headers, exchange, service)
+    model = model_of(query, headers, exchange, service)
     with model.held(), service.intake.open() as share:
         order = order_for(model, query, headers, exchange, service, on_hang_up_of(request.scope, request.receive))
         async with before(last_byte(query, exchange, service)):
-            images = await read_images(request, form_limits(service.settings), share)
+            most_bytes = service.settings.max_request_bytes
+            images = await read_images(request, most_bytes, form_limits(service.settings), share)
         results = await service.pipeline.classify_many(images, order)
     for failure in results:
         if isinstance(failure, ServiceError):

@@ -10,13 +10,14 @@ from starlette.exceptions import HTTPException
 from service.access import Keys
 from service.audit import audited
 from service.control import Control
-from service.exchange import exchange_of
+from service.exchange import Exchange, exchange_of
 from service.intake import Intake
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.pipeline import Pipeline
-from service.repository import Repository
+from service.repository import Repository, ServedModel
 from service.settings import Settings
+from service.splits import Version
 from service.tracing import Tracing
 from service.workers import Workers
 
@@ -55,6 +56,14 @@ async def on_admin_port(request: Request, service: Service) -> None:
 async def authorised(request: Request, service: Service) -> None:
     """Let nobody past who has no key, where keys are set."""
     service.keys.check(request.headers)
+
+
+def asked_model(name: str, version: Version | None, canary_key: str, exchange: Exchange, service: Parts) -> ServedModel:
+    """The model that a request asks; the caller has to hold it at once. By the key callers stay on their side of a
+    canary; without one each request is another caller."""
+    model = service.repository.find(name, version, canary_key or exchange.request_id)
+    exchange.model, exchange.version = model.name, str(model.version)
+    return model
 
 
 def administration(action: str, request: Request, service: Parts) -> AbstractContextManager[None]:

@@ -24,8 +24,8 @@ from service.inference_models import (
 from service.inference_protocol import Signature
 from service.inference_rest import SentAs, parse_control
 from service.repository import ServedModel
-from service.routes.dependencies import Parts, Service, administration, on_admin_port
-from service.routes.inferences import inferred, limit_of, model_of, refuse_when_full
+from service.routes.dependencies import Parts, Service, administration, asked_model, on_admin_port
+from service.routes.inferences import inferred, limit_of, refuse_when_full
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 # Probes have no key.
@@ -130,7 +130,7 @@ async def _stated_version(request: Request, service: Parts) -> int | None:
 async def infer(request: Request, service: Service, name: str, version: int | None = None) -> Response:
     """Logits or classes for a batch of images, as JSON or binary tensors."""
     exchange = exchange_of(request)
-    model = model_of(name, version, request.headers.get("x-canary-key", ""), exchange, service)
+    model = asked_model(name, version, request.headers.get("x-canary-key", ""), exchange, service)
     with model.held(), service.intake.open() as share:
         refuse_when_full(model)
         async with before(limit_of(exchange, service)):

@@ -22,13 +22,6 @@ SOON_PARSED = 2**12
 SOON_RENDERED = 2**12
 
 
-def model_of(name: str, version: int | None, canary_key: str, exchange: Exchange, service: Parts) -> ServedModel:
-    """The model of this name; the caller has to hold it at once."""
-    model = service.repository.find(name, version, canary_key or exchange.request_id)
-    exchange.model, exchange.version = model.name, str(model.version)
-    return model
-
-
 def refuse_when_full(model: ServedModel) -> None:
     """Refuse what has no place whatever its priority, which only its body tells."""
     model.batcher.refuse_when_full(Priority.HIGH)

@@ -8,18 +8,16 @@ from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.pipeline import Answer, Order
 from service.repository import ServedModel
-from service.routes.dependencies import Parts
+from service.routes.dependencies import Parts, asked_model
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.settings import Settings
 from service.tickets import Priority
 
 
-def asked_model(query: ClassifyQuery, headers: ClassifyHeaders, exchange: Exchange, service: Parts) -> ServedModel:
+def model_of(query: ClassifyQuery, headers: ClassifyHeaders, exchange: Exchange, service: Parts) -> ServedModel:
     """The model that is asked; the caller has to hold it at once."""
     name = query.model or service.settings.default_model
-    model = service.repository.find(name, query.version, _key(headers, exchange))
-    exchange.model, exchange.version = model.name, str(model.version)
-    return model
+    return asked_model(name, query.version, headers.x_canary_key or "", exchange, service)
 
 
 def order_for(
@@ -33,21 +31,17 @@ def order_for(
     """What is asked of the model; refuses what can be refused before the body is read."""
     priority = Priority[headers.x_priority.upper()]
     top_k = labels_in_answer(query.top_k, len(model.card.labels))
+    canary_key = headers.x_canary_key or exchange.request_id
     if not service.settings.cache_bytes:  # with a cache, the answer may be there
         model.batcher.refuse_when_full(priority)
     return Order(
         model=model,
         top_k=top_k,
         priority=priority,
-        shadow=None if query.version else service.repository.shadow_of(model, _key(headers, exchange)),
+        shadow=None if query.version else service.repository.shadow_of(model, canary_key),
         deadline=exchange.started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
         on_hang_up=on_hang_up,
     )
-
-
-def _key(headers: ClassifyHeaders, exchange: Exchange) -> str:
-    """What keeps a caller on its side of a canary or a shadow."""
-    return headers.x_canary_key or exchange.request_id
 
 
 def last_byte(query: ClassifyQuery, exchange: Exchange, service: Parts) -> float:
@@ -58,7 +52,7 @@ def last_byte(query: ClassifyQuery, exchange: Exchange, service: Parts) -> float
 
 def form_limits(settings: Settings) -> FormLimits:
     """The bounds of an upload."""
-    return FormLimits(settings.max_request_bytes, settings.max_image_bytes, settings.max_request_images)
+    return FormLimits(settings.max_image_bytes, settings.max_request_images)
 
 
 def answer_body(order: Order, answer: Answer) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.plain_head import PATH, read_headers, read_query, upload_type
 from service.routes.dependencies import Parts
-from service.routes.orders import answer_body, asked_model, form_limits, last_byte, order_for
+from service.routes.orders import answer_body, form_limits, last_byte, model_of, order_for
 from service.routes.short_way import MOST_BYTES
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.uploads import image_in, is_form
@@ -42,7 +42,7 @@ class ShortClassify:
     async def answer(self, body: Callable[[], bytes], exchange: Exchange, on_hang_up: OnHangUp) -> Content:
         """Its labels."""
         service = self._service
-        model = asked_model(self._query, self._headers, exchange, service)
+        model = model_of(self._query, self._headers, exchange, service)
         encoded = body()
         with model.held():
             order = order_for(model, self._query, self._headers, exchange, service, on_hang_up)

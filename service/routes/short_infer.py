@@ -10,8 +10,8 @@ from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.inference_rest import SentAs
 from service.plain_head import InferTarget, read_infer_target
-from service.routes.dependencies import Parts
-from service.routes.inferences import inferred, limit_of, model_of, refuse_when_full
+from service.routes.dependencies import Parts, asked_model
+from service.routes.inferences import inferred, limit_of, refuse_when_full
 from service.routes.short_way import MOST_BYTES
 
 _JSON = [(b"content-type", b"application/json")]
@@ -42,7 +42,7 @@ class ShortInfer:
 
     async def answer(self, body: Callable[[], bytes], exchange: Exchange, on_hang_up: OnHangUp) -> Content:
         """Its output tensor."""
-        model = model_of(self._target.model, self._target.version, self._canary_key, exchange, self._service)
+        model = asked_model(self._target.model, self._target.version, self._canary_key, exchange, self._service)
         sent = body()
         refuse_when_full(model)
         with model.held():
