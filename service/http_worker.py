@@ -11,7 +11,6 @@ ever answers 200, and every other answer has one place. What arrives while a bat
 """
 
 import logging
-import select
 import signal
 import socket
 import sys
@@ -60,14 +59,10 @@ from service.signatures import Signers
 from service.simple_answers import Question, answer, read_question
 from service.tally import Tally
 from service.tickets import Logits, Stages
+from service.worker_connections import Connection, Connections
 
 log = logging.getLogger(__name__)
 
-RECEIVE_BYTES = 2**16
-# The rest of a request that has begun to arrive is waited for so long; to wait longer is for the server.
-REST_SECONDS = 0.1
-# An idle connection goes back after so long: workers have places for a limited number, and the server closes it.
-IDLE_SECONDS = 5.0
 # A turn decodes for so long, and for one more image. What has arrived beside is for the next one.
 DECODE_AT_ONCE_SECONDS = 0.05
 # How soon the server hears what was counted.
@@ -85,26 +80,10 @@ class _Model:
 
 
 @dataclass(eq=False, slots=True)
-class _Connection:
-    """`since` is when the first byte of what is unanswered came, or the last answer went. One that is `asking` has a
-    request that is decoded and not answered."""
-
-    socket: socket.socket
-    since: float
-    received: bytes = b""
-    asking: bool = False
-
-    @property
-    def gone(self) -> bool:
-        """It is closed, or somebody else has it."""
-        return self.socket.fileno() < 0
-
-
-@dataclass(eq=False, slots=True)
 class _Request:
     """A request whose image is decoded, which took `decode_seconds`, at `decoded_at` by `time.monotonic()`."""
 
-    connection: _Connection
+    connection: Connection
     model: _Model
     exchange: Exchange
     question: Question
@@ -129,24 +108,21 @@ class Worker:
         signers = Signers(Path(setup.signers)) if setup.signers else None
         self._opener = Opener(lambda path: open_onnx(path, "cpu", threads=1), signers)
         self._models: dict[str, _Model] = {}
-        self._connections: dict[int, _Connection] = {}
-        self._whole: deque[tuple[_Connection, _Model, SimpleRequest, float]] = deque()
+        self._connections = Connections(channel, self._look_at)
+        self._whole: deque[tuple[Connection, _Model, SimpleRequest, float]] = deque()
         self._decoded: list[_Request] = []
         self._images = images
         self._free = list(range(PLACES))
         self._asked: dict[int, _Request] = {}
-        self._spare = 0
         self._tally = Tally()
         self._cpu_seconds = 0.0
-        self._told_at = self._looked_at = time.monotonic()
-        self._poll = select.epoll()
-        self._poll.register(channel.fileno(), select.EPOLLIN)
+        self._told_at = time.monotonic()
 
     def work(self) -> None:
         """Answer until the server is gone. After a failure of its own the server has all connections, and answers."""
         try:
             while True:
-                self._turn({descriptor for descriptor, _ in self._poll.poll(0 if self._whole else TALLY_SECONDS)})
+                self._turn(self._connections.wait(0 if self._whole else TALLY_SECONDS))
         except (EOFError, ConnectionError):
             return
         except Exception:
@@ -154,15 +130,14 @@ class Worker:
             raise
 
     def _turn(self, ready: set[int]) -> None:
-        for descriptor in ready & self._connections.keys():
-            self._read(self._connections[descriptor])
+        self._connections.read(ready)
         if self._channel.fileno() in ready:
             for order in self._orders():
                 self._follow(order)
-        self._look_after_connections()
+        self._connections.look_after()
         self._decode()
         self._answer_decoded()
-        self._spare_connections()
+        self._connections.spare()
         self._tell()
 
     def _orders(self) -> Iterator[Message]:
@@ -178,21 +153,21 @@ class Worker:
 
     def _follow(self, order: Message) -> None:
         if order.kind is Kind.CONNECTION and order.connection is not None:
-            self._take(order.connection, order.content)
+            self._connections.take(order.connection, order.content)
         elif order.kind is Kind.CONNECTION:
             log.error("too many open files for a connection, which is lost")
             self._channel.send(Kind.CLOSED)
         elif order.kind is Kind.OFFER:
             self._load(ROUTES.validate_json(order.content))
         elif order.kind is Kind.SPARE:
-            self._spare = int(order.content)
+            self._connections.want_back(int(order.content))
         elif order.kind is Kind.RAN:
             self._answer_ran(RAN.validate_json(order.content))
         elif order.kind is Kind.RECALL:
             # With what they have asked: the server hears no more of this from here, and answers.
             self._whole.clear()
-            self._decoded, self._asked, self._free, self._spare = [], {}, list(range(PLACES)), 0
-            self._return_all()
+            self._decoded, self._asked, self._free = [], {}, list(range(PLACES))
+            self._connections.give_all_back()
             self._tell(at_once=True)
             self._channel.send(Kind.IDLE)
 
@@ -229,37 +204,7 @@ class Worker:
             raise OSError(f"{location} has changed since the server loaded it")
         return _Model(route, card, Signature.of(card, route.input, route.output, max_images=1), backend)
 
-    def _take(self, connection: socket.socket, received: bytes) -> None:
-        taken = _Connection(connection, time.monotonic(), received)
-        self._connections[connection.fileno()] = taken
-        self._poll.register(connection.fileno(), select.EPOLLIN)
-        if received:
-            self._look_at(taken)
-
-    def _read(self, connection: _Connection) -> None:
-        """Take what has come, up to a whole request."""
-        while True:
-            try:
-                data = connection.socket.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            self._receive(connection, data)
-            if connection.gone or connection.asking:
-                return
-
-    def _receive(self, connection: _Connection, data: bytes) -> None:
-        if data:
-            connection.since = connection.since if connection.received else time.monotonic()
-            connection.received += data
-            self._look_at(connection)
-        elif connection.received:
-            self._return(connection)  # to be counted as a caller who left
-        else:
-            self._close(connection)
-
-    def _look_at(self, connection: _Connection) -> None:
+    def _look_at(self, connection: Connection) -> None:
         """Whether a whole request has arrived, and for whom."""
         try:
             asked = simple_request(connection.received, self._most)
@@ -269,7 +214,7 @@ class Worker:
                     self._whole.append((connection, model, asked, time.monotonic()))
                     connection.asking = True
         except NotSimple:
-            self._return(connection)
+            self._connections.give_back(connection)
 
     def _model_for(self, asked: SimpleRequest) -> _Model:
         model = self._models.get(asked.head.model)
@@ -285,17 +230,17 @@ class Worker:
             if connection.gone:
                 continue
             if time.monotonic() > connection.since + self._timeout / 2:
-                self._return(connection)  # to be answered in time, or refused
+                self._connections.give_back(connection)  # to be answered in time, or refused
                 continue
             try:
                 self._decoded.append(self._request(connection, model, asked, since))
             except (ServiceError, NotSimple):
-                self._return(connection)
+                self._connections.give_back(connection)
             except Exception as error:  # one request must not end a worker, and with it all others
                 log.error("a worker cannot read a request, and its server answers it", exc_info=error)
-                self._return(connection)
+                self._connections.give_back(connection)
 
-    def _request(self, connection: _Connection, model: _Model, asked: SimpleRequest, since: float) -> _Request:
+    def _request(self, connection: Connection, model: _Model, asked: SimpleRequest, since: float) -> _Request:
         """A request that is whole since then, ready to run; raises what is wrong with it."""
         began = time.monotonic()
         exchange = Exchange(request_id(asked.head.request_id), since)
@@ -329,7 +274,7 @@ class Worker:
                 continue
             place = self._free.pop()
             self._images.pixels(place, model.card)[:] = request.question.pixels
-            self._asked[place] = request
+            self._asked[place], request.connection.place = request, place
             deadlines[place] = request.connection.since + self._timeout
         if deadlines:
             self._channel.send(Kind.RUN, ASKED.dump_json(Asked(model.route.number, deadlines)))
@@ -339,11 +284,12 @@ class Worker:
         by_model: dict[_Model, list[tuple[_Request, Logits]]] = {}
         for place, stages in ran.stages.items():
             request = self._asked.pop(place)
+            request.connection.place = None
             self._free.append(place)
             if request.connection.gone:
                 continue
             if stages is None:
-                self._return(request.connection)
+                self._connections.give_back(request.connection)
                 continue
             queue, inference, finished_at = stages
             request.exchange.stages = Stages(request.decode_seconds, queue, inference, finished_at)
@@ -371,64 +317,15 @@ class Worker:
             answers = top_predictions_of_each(logits, model.card.labels, top_ks)
         except ServiceError:
             for request in batch:
-                self._return(request.connection)
+                self._connections.give_back(request.connection)
             return
         for request, row, predictions in zip(batch, logits, answers, strict=True):
             whole = answer(request.question, row, predictions, model.signature, request.exchange)
-            self._write(request.connection, whole, last=not request.question.head.keep_alive)
+            self._connections.answer(request.connection, whole, last=not request.question.head.keep_alive)
         for request, predictions in zip(batch, answers, strict=True):
             best = predictions[0]
             self._tally.answer(model.route.number, request.exchange.timing, best["index"], best["probability"])
             request.exchange.log_line(logging.INFO, METHOD, request.question.head.path)
-
-    def _write(self, connection: _Connection, whole: bytes, *, last: bool) -> None:
-        connection.received, connection.since, connection.asking = b"", time.monotonic(), False
-        try:
-            sent = connection.socket.send(whole)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._close(connection)
-            return
-        if sent < len(whole):  # its caller has no room for more at the moment, which the server can wait for
-            self._return(connection, whole[sent:], ends=last)
-        elif last:
-            with suppress(OSError):  # closed with bytes that nobody read, it would be reset, and the answer lost
-                connection.socket.recv(RECEIVE_BYTES)
-            self._close(connection)
-
-    def _spare_connections(self) -> None:
-        """Give back as many as the server wants, each as soon as its request is answered."""
-        if self._spare:
-            idle = [connection for connection in self._connections.values() if not connection.received]
-            for connection in idle[: self._spare]:
-                self._return(connection)
-                self._spare -= 1
-
-    def _look_after_connections(self) -> None:
-        """Those whose requests come slowly are for the server, and so are those that are idle."""
-        now = time.monotonic()
-        if now < self._looked_at + REST_SECONDS:
-            return
-        self._looked_at = now
-        for connection in [each for each in self._connections.values() if not each.asking]:
-            if now - connection.since < (REST_SECONDS if connection.received else IDLE_SECONDS):
-                continue
-            self._read(connection)  # its rest may have come in the meantime
-            if not connection.gone and not connection.asking:
-                self._return(connection)
-
-    def _return(self, connection: _Connection, unsent: bytes = b"", *, ends: bool = False) -> None:
-        """Give a connection back to the server, with what it has sent, and what could not be sent to it, with which it
-        may end."""
-        self._forget(connection)
-        content = Returned(connection.since, connection.received, unsent, ends).to_bytes()
-        self._channel.send(Kind.BACK, content, connection.socket.fileno())
-        connection.socket.close()
-
-    def _return_all(self) -> None:
-        for connection in list(self._connections.values()):
-            self._return(connection)
 
     def _return_everything(self) -> None:
         """The connections, those that are still on their way here, and what was counted."""
@@ -438,21 +335,8 @@ class Worker:
                 if order.connection is not None:
                     content = Returned(time.monotonic(), order.content).to_bytes()
                     self._channel.send(Kind.BACK, content, order.connection.fileno())
-        self._return_all()
+        self._connections.give_all_back()
         self._tell(at_once=True)
-
-    def _close(self, connection: _Connection) -> None:
-        self._forget(connection)
-        connection.socket.close()
-        self._spare = max(0, self._spare - 1)
-        self._channel.send(Kind.CLOSED)
-
-    def _forget(self, connection: _Connection) -> None:
-        if connection.asking:
-            for place in [each for each, request in self._asked.items() if request.connection is connection]:
-                self._channel.send(Kind.DROP, b"%d" % place)
-        del self._connections[connection.socket.fileno()]
-        self._poll.unregister(connection.socket.fileno())
 
     def _tell(self, *, at_once: bool = False) -> None:
         """Report what was counted; now and then that nothing was."""

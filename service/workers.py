@@ -11,15 +11,12 @@ by itself.
 import asyncio
 import logging
 import socket
-import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-from service.errands import Errands
 from service.handover import (
     ASKED,
     RAN,
@@ -27,7 +24,6 @@ from service.handover import (
     SETUP,
     SIGN_OF_LIFE_SECONDS,
     TALLY,
-    Channel,
     Kind,
     Message,
     Ran,
@@ -40,8 +36,9 @@ from service.metrics import Metrics
 from service.plain_head import MostBytes, NotSimple, SimpleRequest, simple_request
 from service.repository import ServedModel
 from service.settings import Settings
-from service.shared_images import SharedImages, fits, new_memory
+from service.shared_images import fits
 from service.tally import Tally
+from service.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +54,9 @@ ANSWER_SECONDS = 5e-4
 DECODE_SECONDS_PER_BYTE = 3e-8
 # How long a worker has to give its connections back; it has a turn to end, or a model to load.
 RECALL_SECONDS = 5.0
-# How long it may be silent at least, how long while it starts or loads, and how long it has to end.
+# How long it may be silent at least, and how long while it starts or loads.
 LEAST_PATIENCE_SECONDS = 4 * SIGN_OF_LIFE_SECONDS
 START_SECONDS = 60.0
-END_SECONDS = 2.0
 # After a worker has ended by itself the next one is started so much later, twice as long each time, until one lives for
 # as long as the longest of these pauses.
 RESTART_SECONDS = 1.0
@@ -75,13 +71,9 @@ CALLERS_SECONDS = 10.0
 MOST_MODELS = 64
 # To write down so many takes a worker a millisecond or two, in which its other callers wait.
 MOST_CLASSES = 2**12
-# Whoever is behind with its messages gets a turn of the event loop's time at once, and not more.
-MESSAGES_AT_ONCE = 64
 
 # Takes a connection that a worker gave back.
 Connect = Callable[[socket.socket, Returned], Awaitable[None]]
-# The same modules as here, wherever they were found.
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from service.http_worker import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -109,33 +101,6 @@ class Offered:
         )
 
 
-@dataclass(eq=False)
-class _Worker:
-    """A process, and what is known of it.
-
-    `loading` counts the offers that it has not answered, `recalls` those that it has not followed, and `silent` the
-    seconds for which it has not been heard of; `unsent` are messages that its channel has had no room for, and
-    `resident_bytes` is what it had in memory when it was last heard of.
-    """
-
-    process: subprocess.Popen[bytes]
-    channel: Channel
-    errands: Errands
-    loading: int = 0
-    recalls: int = 0
-    connections: int = 0
-    silent: float = 0.0
-    resident_bytes: int = 0
-    unsent: deque[tuple[Kind, bytes]] = field(default_factory=deque)
-    started: float = field(default_factory=time.monotonic)
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def ready(self) -> bool:
-        """Whether it answers."""
-        return self.loading == 0 and not self.unsent
-
-
 class Workers:
     """The workers of a server. Used on the event loop only."""
 
@@ -157,7 +122,7 @@ class Workers:
             api_keys_file=str(settings.api_keys_file or ""),
             signers=str(settings.model_signers or ""),
         )
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._offered: list[Offered] = []
         self._by_name: dict[str, ServedModel] = {}
         self._by_number: dict[int, ServedModel] = {}
@@ -212,7 +177,7 @@ class Workers:
             worker.idle.clear()
             worker.recalls += 1
             worker.errands.abandon()
-            self._tell(worker, Kind.RECALL)
+            worker.tell(Kind.RECALL)
         try:
             async with asyncio.timeout(RECALL_SECONDS):
                 for worker in answering:
@@ -255,12 +220,7 @@ class Workers:
             seconds += request.head.length * DECODE_SECONDS_PER_BYTE
         if worker is None or worker.connections * seconds > TURN_SECONDS:
             return False
-        try:
-            worker.channel.send(Kind.CONNECTION, received, connection)
-        except OSError:  # it is behind, or gone
-            return False
-        worker.connections += 1
-        return True
+        return worker.hand_over(connection, received)
 
     def _are_many(self) -> bool:
         """Count a new caller; whether there are many of them, one soon after the other."""
@@ -290,9 +250,8 @@ class Workers:
         self._retired, self.handing_over = True, False
         workers, self._workers = self._workers, []
         for worker in workers:
-            worker.errands.abandon()
-            self._part_with(worker)
-        await asyncio.gather(*(asyncio.to_thread(_wait_for, worker.process) for worker in workers))
+            worker.part()
+        await asyncio.gather(*(asyncio.to_thread(worker.wait) for worker in workers))
 
     def _complete(self) -> None:
         """Start the workers that are missing."""
@@ -301,10 +260,10 @@ class Workers:
             return
         try:
             while len(self._workers) < self._wanted:
-                worker = _new_worker()
+                worker = WorkerProcess.start()
                 self._workers.append(worker)
-                asyncio.get_running_loop().add_reader(worker.channel.fileno(), self._hear, worker)
-                self._tell(worker, Kind.SETUP, SETUP.dump_json(self._setup))
+                worker.listen(self._understand, self._has_ended)
+                worker.tell(Kind.SETUP, SETUP.dump_json(self._setup))
                 self._offer_to(worker)
         except OSError as error:
             log.warning("no worker can be started, and the server goes on without: %s", error)
@@ -315,45 +274,11 @@ class Workers:
         asyncio.get_running_loop().call_later(self._pause, self._complete)
         self._pause = min(2 * self._pause, MOST_RESTART_SECONDS)
 
-    def _offer_to(self, worker: _Worker) -> None:
+    def _offer_to(self, worker: WorkerProcess) -> None:
         worker.loading += 1
-        self._tell(worker, Kind.OFFER, ROUTES.dump_json([each.route for each in self._offered]))
+        worker.tell(Kind.OFFER, ROUTES.dump_json([each.route for each in self._offered]))
 
-    def _tell(self, worker: _Worker, kind: Kind, content: bytes = b"") -> None:
-        worker.unsent.append((kind, content))
-        if len(worker.unsent) == 1:
-            self._send(worker)
-
-    def _send(self, worker: _Worker) -> None:
-        """Send what is unsent, now or as soon as there is room."""
-        loop = asyncio.get_running_loop()
-        loop.remove_writer(worker.channel.fileno())
-        while worker.unsent:
-            try:
-                worker.channel.send(*worker.unsent[0])
-            except BlockingIOError:
-                loop.add_writer(worker.channel.fileno(), self._send, worker)
-                return
-            except OSError:  # it is gone, which its end of the channel says as well
-                worker.unsent.clear()
-                return
-            worker.unsent.popleft()
-
-    def _hear(self, worker: _Worker) -> None:
-        for _ in range(MESSAGES_AT_ONCE):
-            try:
-                message = worker.channel.receive()
-            except BlockingIOError:
-                return
-            if message is None:
-                self._has_ended(worker)
-                return
-            worker.silent = 0.0
-            self._understand(worker, message)
-            if worker not in self._workers:
-                return
-
-    def _understand(self, worker: _Worker, message: Message) -> None:
+    def _understand(self, worker: WorkerProcess, message: Message) -> None:
         if message.kind is Kind.TALLY:
             self._count(worker, TALLY.validate_json(message.content))
         elif message.kind is Kind.BACK:
@@ -372,7 +297,7 @@ class Workers:
         else:
             self._has_loaded(worker, message)
 
-    def _has_loaded(self, worker: _Worker, message: Message) -> None:
+    def _has_loaded(self, worker: WorkerProcess, message: Message) -> None:
         """Or has tried to."""
         worker.loading -= 1
         if message.kind is Kind.UNABLE:
@@ -382,14 +307,14 @@ class Workers:
         elif worker.ready and self.handing_over:
             self._share_connections()
 
-    def _run(self, worker: _Worker, content: bytes) -> None:
+    def _run(self, worker: WorkerProcess, content: bytes) -> None:
         asked = ASKED.validate_json(content)
         # A worker that is recalled gives back the connections of what it has asked for.
         if self.handing_over and not worker.recalls and (model := self._by_number.get(asked.number)):
             worker.errands.run(asked, model, partial(self._tell_ran, worker))
 
-    def _tell_ran(self, worker: _Worker, ran: Ran) -> None:
-        self._tell(worker, Kind.RAN, RAN.dump_json(ran))
+    def _tell_ran(self, worker: WorkerProcess, ran: Ran) -> None:
+        worker.tell(Kind.RAN, RAN.dump_json(ran))
 
     def _take_back(self, message: Message) -> None:
         if message.connection is None or self.connect is None:
@@ -405,9 +330,9 @@ class Workers:
         share = -(-sum(each.connections for each in ready) // len(ready))
         for worker in ready:
             if worker.connections > share:
-                self._tell(worker, Kind.SPARE, b"%d" % (worker.connections - share))
+                worker.tell(Kind.SPARE, b"%d" % (worker.connections - share))
 
-    def _count(self, worker: _Worker, tally: Tally) -> None:
+    def _count(self, worker: WorkerProcess, tally: Tally) -> None:
         worker.resident_bytes = tally.resident_bytes
         if not tally.models.keys() <= self._by_number.keys():
             return  # from one that was ended, because it did not give its connections back
@@ -418,11 +343,11 @@ class Workers:
             self._metrics.add_answers(model.name, model.version, images)
             model.batcher.count(each.statistics)
 
-    def _kill(self, worker: _Worker, why: str) -> None:
+    def _kill(self, worker: WorkerProcess, why: str) -> None:
         log.error("a worker %s, so it is ended, and with it the connections that it had", why)
-        worker.process.kill()
+        worker.kill()
 
-    def _has_ended(self, worker: _Worker) -> None:
+    def _has_ended(self, worker: WorkerProcess) -> None:
         """Go on without a worker that ended by itself, and start another one after a while."""
         self._dismiss(worker)
         if self._retired:
@@ -432,35 +357,10 @@ class Workers:
             self._pause = RESTART_SECONDS
         self._complete_later()
 
-    def _dismiss(self, worker: _Worker) -> None:
+    def _dismiss(self, worker: WorkerProcess) -> None:
         self._workers.remove(worker)
-        worker.errands.abandon()
-        worker.idle.set()
-        self._part_with(worker)
-        asyncio.get_running_loop().run_in_executor(None, _wait_for, worker.process)
-
-    def _part_with(self, worker: _Worker) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(worker.channel.fileno())
-        loop.remove_writer(worker.channel.fileno())
-        worker.channel.close()
-
-
-def _new_worker() -> _Worker:
-    own, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    own.setblocking(False)
-    try:
-        with others, new_memory() as memory:
-            images, descriptors = SharedImages(memory.fileno()), (others.fileno(), memory.fileno())
-            command = [sys.executable, "-c", _PROGRAM.format(path=sys.path), *map(str, descriptors)]
-            # In a group of its own, so that a terminal's Ctrl-C is the server's alone.
-            process = subprocess.Popen(  # noqa: S603
-                command, pass_fds=descriptors, stdin=subprocess.DEVNULL, process_group=0
-            )
-            return _Worker(process, Channel(own), Errands(images))
-    except OSError:
-        own.close()
-        raise
+        worker.part()
+        asyncio.get_running_loop().run_in_executor(None, worker.wait)
 
 
 def _runs_there(model: ServedModel) -> bool:
@@ -476,12 +376,3 @@ def _wanted(settings: Settings, cores: int) -> int:
         return 0
     by_itself = min(cores, MOST_BY_ITSELF) if cores > 1 else 0
     return by_itself if settings.http_workers == "auto" else settings.http_workers
-
-
-def _wait_for(process: subprocess.Popen[bytes]) -> None:
-    """A worker ends as soon as it finds its channel closed, or not at all."""
-    try:
-        process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
