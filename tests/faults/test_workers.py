@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.system.server import running
-from tests.system.wire import answers, is_closed, request
+from tests.system.wire import answers, form_request, is_closed, request
 from tests.system.workers import eventually, wait_for_workers, who_answers, with_a_worker, workers_of
 
 pytestmark = pytest.mark.faults
@@ -49,6 +50,39 @@ def test_a_worker_that_hangs_is_replaced(digits_models: Path, image: bytes) -> N
         wait_for_workers(server, 1)
         with with_a_worker(server, image):
             pass
+
+
+# A form parser with a bug, as python-multipart had one: it raises what nobody expects of it.
+BUGGY_PARSER = """
+from python_multipart.multipart import MultipartParser
+
+write = MultipartParser.write
+
+def buggy(self, data):
+    if b"unforeseen" in data:
+        raise IndexError("a secret of the inside")
+    return write(self, data)
+
+MultipartParser.write = buggy
+"""
+
+
+def test_a_bug_that_one_request_meets_is_answered_and_ends_no_worker(
+    digits_models: Path, image: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BUGGY_PARSER)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    with running(digits_models, "--http-workers", "1", environment=os.environ | {"PYTHONPATH": path}) as server:
+        wait_for_workers(server, 1)
+        (worker,) = workers_of(server)
+        with with_a_worker(server, image) as connection, with_a_worker(server, image) as other:
+            connection.sendall(form_request(("unforeseen", b""), ("file", image)))
+            ((status, headers, body),) = answers(connection, 1)
+            assert (status, headers["content-type"]) == (500, "application/problem+json")
+            assert b"secret" not in body
+            assert who_answers(connection, image) == who_answers(other, image)
+            assert workers_of(server) == [worker]
+        assert any("a worker cannot read a request" in line for line in server.log.read_text().splitlines())
 
 
 def test_workers_that_hang_together_hold_a_change_up_as_long_as_one(
