@@ -31,9 +31,10 @@ BESIDE_DECODING: Mapping[Arrangement, float] = {"together": 0.7, "spread": 1.0}
 # ResNet-18 and ResNet-50. An arrangement that would need more to be the better one is not timed any further.
 MILLISECONDS = 3e-3
 BATCHES_BRING = 1.3
-# What a batch costs its lane beside its run: the hand-over between threads, and that networks, decoders and the event
-# loop drive each other out of the caches at each change. Without it sizes seem equal, because runs alone take as long
-# as their images. Measured at 32 connections: 2.3 to 4.2 ms for ResNet-18 and ResNet-50, int8 and float32.
+# What a batch on a CPU costs its lane beside its run: the hand-over between threads, and that networks, decoders and
+# the event loop drive each other out of the caches at each change. Without it sizes seem equal, because runs alone take
+# as long as their images. Measured at 32 connections: 2.3 to 4.2 ms for ResNet-18 and ResNet-50, int8 and float32. A
+# GPU keeps its caches, and what two runs at once hide there, they show when they are timed.
 HAND_OVER_SECONDS = 3e-3
 # Lanes run so long side by side before they wait for each other, or small networks would be timed by their waiting.
 IN_A_ROW_SECONDS = 5e-3
@@ -210,7 +211,7 @@ def _expected_table(lanes: int, sizes: tuple[int, ...], for_an_image: float) -> 
         expected = for_an_image * size
         if _is_enough(table, expected):
             break
-        table.append(_cost(table, lanes, size, expected, for_an_image))
+        table.append(_cost(table, lanes, size, expected, for_an_image, HAND_OVER_SECONDS))
     return tuple(table)
 
 
@@ -219,11 +220,11 @@ def _is_enough(table: Sequence[Cost], expected: float) -> bool:
     return bool(table) and (expected > LONGEST_SECONDS or not any(each.used for each in table[-PATIENCE:]))
 
 
-def _cost(table: Sequence[Cost], lanes: int, size: int, seconds: float, for_an_image: float) -> Cost:
+def _cost(table: Sequence[Cost], lanes: int, size: int, seconds: float, for_an_image: float, hand_over: float) -> Cost:
     """The next row of a table; it is judged by what it takes for an image."""
     best = max((each.images_per_second for each in table if each.used), default=0.0)
-    rate = lanes * size / (for_an_image * size + HAND_OVER_SECONDS)
-    return Cost(size, seconds + HAND_OVER_SECONDS, rate, rate >= best * GAIN)
+    rate = lanes * size / (for_an_image * size + hand_over)
+    return Cost(size, seconds + hand_over, rate, rate >= best * GAIN)
 
 
 def _table(
@@ -253,7 +254,7 @@ def _table(
                     break
             disturbed = linear and table and expected < seconds < DISTURBED * expected
             for_an_image = (expected if disturbed else seconds) / size
-            table.append(_cost(table, lanes, size, seconds, for_an_image))
+            table.append(_cost(table, lanes, size, seconds, for_an_image, HAND_OVER_SECONDS if linear else 0.0))
     return tuple(table)
 
 
