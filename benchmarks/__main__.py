@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-from benchmarks.ceilings import LARGER_ON_GPU, MAX_PIXELS, Ceiling, measure, median_of
+from benchmarks.ceilings import ENGINES, LARGER_ON_GPU, MAX_PIXELS, Ceiling, measure, median_of
 from benchmarks.load import Outcome, Shot, closed_loop, open_loop
 from benchmarks.peers.catalog import PEERS, Peer
 from benchmarks.peers.environment import PeerUnavailable, running
@@ -130,6 +130,8 @@ def _ours(
     name: str, workload: Workload, models: Path, images: list[bytes], device: str, *flags: str
 ) -> Iterator[Loaded]:
     flags = ("--device", device, *(LARGER_BATCHES if device != "cpu" else []), *flags)
+    if device == "tensorrt":
+        flags += ("--tensorrt-cache", str(ENGINES))
     with serving(models, PORT, FOLDER / f"{workload.name}.log", *flags) as (process, seconds):
         if workload.classify:
             _check(models / next(iter(workload.models)) / "1" / "model.onnx", images)

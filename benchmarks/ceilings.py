@@ -15,15 +15,19 @@ from typing import TypeVar
 
 import numpy as np
 
+from benchmarks.workloads import FOLDER
 from model_export.verify import card_of
 from service.artifact import ModelCard
 from service.costs import Arrangement
 from service.cpus import available_cpus
 from service.image import preprocess
 from service.runtime import Device, OnnxBackend, open_onnx
+from service.tensorrt import engine_options, prepare_tensorrt
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 LARGER_ON_GPU = (64, 128)
+# Where TensorRT keeps what it has built.
+ENGINES = FOLDER / "tensorrt"
 SECONDS = 0.5
 ROUNDS = 3
 MAX_PIXELS = 2**26
@@ -63,7 +67,11 @@ def median_of(rounds: Sequence[Ceiling]) -> Ceiling:
 def measure(path: Path, encoded: bytes | None, device: Device = "cpu") -> Ceiling:
     """Measure a model, and the decoding of an image for it if there is one."""
     cores = available_cpus()
-    backend = open_onnx(path, device, cores, spread=True)
+    options = {}
+    if device == "tensorrt":
+        prepare_tensorrt()
+        options = engine_options(path, LARGER_ON_GPU[-1], ENGINES)
+    backend = open_onnx(path, device, cores, spread=True, options=options)
     card = card_of(path)
     apart = backend.device != "cpu"
     rates = {

@@ -21,7 +21,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.ceilings import runs_in_turns
+from benchmarks.ceilings import ENGINES, runs_in_turns
 from benchmarks.workloads import CLASSES, FOLDER, Workload, checkpoint, prepare
 from model_export.catalog import find_architecture
 from model_export.errors import ExportError
@@ -31,14 +31,14 @@ from model_export.speed import processor
 from model_export.verify import card_of
 from service.artifact import INPUT_NAME, LOGITS_NAME
 from service.cpus import available_cpus
-from service.runtime import PROVIDERS, Device, open_onnx
+from service.runtime import Device, Options, open_onnx, providers_of
+from service.tensorrt import engine_options, prepare_tensorrt
 
 SIDE = 224
 # A CUDA graph is captured by the first run and replayed from the next one on.
 WARM_RUNS = 3
 
 Run = Callable[[Pixels], NDArray[np.float32]]
-Options = Mapping[str, str]
 
 # Of the CUDA provider, beside what the service asks of it, or instead.
 EXHAUSTIVE = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
@@ -131,7 +131,7 @@ def _as_served(subject: Subject) -> Run:
 
 def _bound(options: Options, subject: Subject, *, pinned: bool = False) -> Run:
     """Input and output stay at one place on the device; copied to and from there, from pinned memory if asked for."""
-    session = _session(subject, subject.device, options)
+    session = _session(subject, options)
     size = len(subject.pixels)
     images = ort.OrtValue.ortvalue_from_shape_and_type(list(subject.pixels.shape), np.uint8, subject.device, 0)
     logits = ort.OrtValue.ortvalue_from_shape_and_type([size, CLASSES], np.float32, subject.device, 0)
@@ -150,35 +150,25 @@ def _bound(options: Options, subject: Subject, *, pinned: bool = False) -> Run:
 
 
 def _tensorrt(subject: Subject) -> Run:
-    cache = str(FOLDER / "tensorrt")
+    """As the service runs it there, by an engine that is built for this size of batches."""
+    prepare_tensorrt()
     size = len(subject.pixels)
-    shape = f"{INPUT_NAME}:{size}x{SIDE}x{SIDE}x3"
-    options = {
-        "trt_fp16_enable": str(subject.precision == "fp16"),
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": cache,
-        "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": cache,
-        "trt_profile_min_shapes": shape,
-        "trt_profile_opt_shapes": shape,
-        "trt_profile_max_shapes": shape,
-    }
-    session = _session(subject, "tensorrt", options)
-    return lambda pixels: np.asarray(session.run([LOGITS_NAME], {INPUT_NAME: pixels})[0])
+    options = engine_options(subject.artifact, size, ENGINES / str(size))
+    backend = open_onnx(subject.artifact, "tensorrt", available_cpus(), options=options)
+    return lambda pixels: backend.run(pixels).logits
 
 
-def _session(subject: Subject, device: Device, options: Options) -> ort.InferenceSession:
+def _session(subject: Subject, options: Options) -> ort.InferenceSession:
     """With these options beside those of the service, or instead."""
-    provider, as_served = PROVIDERS[device]
-    if device != "cpu":
+    if subject.device != "cpu":
         ort.preload_dlls()
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = available_cpus()
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    chosen = [(provider, {**as_served, **options})]
-    session = ort.InferenceSession(subject.artifact, settings, providers=chosen, enable_fallback=0)
-    if session.get_providers()[0] != provider:
+    providers = providers_of(subject.device, options)
+    session = ort.InferenceSession(subject.artifact, settings, providers=providers, enable_fallback=0)
+    if session.get_providers()[0] != providers[0][0]:
         raise RuntimeError(f"onnxruntime put it on {session.get_providers()[0]}")
     return session
 

@@ -16,6 +16,7 @@ from service.folder import RepositoryError, discover
 from service.resample import KERNEL
 from service.server import ListenError, listen
 from service.settings import Settings
+from service.tensorrt import prepare_tensorrt
 
 # Connections, and some for models, logs and libraries.
 ENOUGH_DESCRIPTORS = 4096
@@ -70,6 +71,8 @@ def _device(settings: Settings) -> Iterator[Finding]:
         yield Finding("device", "this onnxruntime has the CPU only", fix, fatal=asked)
         return
     yield _driver(asked=asked)
+    if settings.device == "tensorrt":
+        prepare_tensorrt()
     ort.preload_dlls()
     names = ["CUDA"] + (["TensorRT"] if settings.device == "tensorrt" else [])
     for name in names:

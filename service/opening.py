@@ -22,6 +22,7 @@ from service.runtime import Backend, OpenBackend, open_onnx
 from service.seal import find_card, unsealed_card
 from service.settings import Settings
 from service.signatures import Signers
+from service.tensorrt import engine_options, prepare_tensorrt
 from service.watched import Fingerprint, fingerprint
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,15 @@ def opener_for(settings: Settings) -> Opener:
     """
     threads = settings.threads or available_cpus()
     signers = Signers(settings.model_signers) if settings.model_signers else None
-    return Opener(partial(open_onnx, device=settings.device, threads=threads, spread=True), signers)
+    if settings.device != "tensorrt":
+        return Opener(partial(open_onnx, device=settings.device, threads=threads, spread=True), signers)
+    prepare_tensorrt()
+
+    def on_tensorrt(path: Path) -> Backend:
+        options = engine_options(path, settings.max_batch_size, settings.tensorrt_cache)
+        return open_onnx(path, "tensorrt", threads, spread=True, options=options)
+
+    return Opener(on_tensorrt, signers)
 
 
 def card_of(location: Location) -> ModelCard:

@@ -93,6 +93,8 @@ class Backend(Protocol):
 
 
 OpenBackend = Callable[[Path], Backend]
+# Of a provider of onnxruntime, by name.
+Options = Mapping[str, str]
 
 
 class OnnxBackend:
@@ -160,7 +162,9 @@ _LOST = (
 )
 
 
-def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False) -> OnnxBackend:
+def open_onnx(
+    path: Path, device: Device, threads: int, *, spread: bool = False, options: Options | None = None
+) -> OnnxBackend:
     """Load an ONNX file onto a device.
 
     Args:
@@ -168,6 +172,7 @@ def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False)
         device: `auto` takes CUDA when it works and the CPU otherwise, and logs which.
         threads: how many cores the model may use on the CPU.
         spread: also offer the arrangement with several runs at once.
+        options: of the device's provider, beside those that it always has.
 
     Raises:
         ArtifactError: the file is no ONNX model that onnxruntime can load, or asks for files outside its folder.
@@ -175,7 +180,7 @@ def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False)
     """
     refuse_files_outside(path)
     if device != "auto":
-        return _open_on(path, device, threads, spread=spread)
+        return _open_on(path, device, threads, spread=spread, options=options)
     if "CUDAExecutionProvider" in ort.get_available_providers():
         try:
             return _open_on(path, "cuda", threads, spread=spread)
@@ -184,7 +189,7 @@ def open_onnx(path: Path, device: Device, threads: int, *, spread: bool = False)
     return _open_on(path, "cpu", threads, spread=spread)
 
 
-def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBackend:
+def _open_on(path: Path, device: str, threads: int, *, spread: bool, options: Options | None = None) -> OnnxBackend:
     provider, _ = PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise DeviceError(
@@ -193,7 +198,7 @@ def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBack
     if device == "cpu":
         return OnnxBackend(_cpu_sessions(path, threads, spread=spread), device, threads)
     ort.preload_dlls()
-    session = _session(path, device, threads)
+    session = _session(path, device, threads, options=options)
     arrangements: tuple[Arrangement, ...] = ("together", "spread") if spread else ("together",)
     backend = OnnxBackend(dict.fromkeys(arrangements, session), device, RUNS_ON_GPU)
     _prove(backend, path)
@@ -201,7 +206,7 @@ def _open_on(path: Path, device: str, threads: int, *, spread: bool) -> OnnxBack
 
 
 # use_tf32 rounds float32 convolutions to 10 bits of mantissa: 1e-3 away from what torch was trained to answer.
-PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+PROVIDERS: dict[str, tuple[str, Options]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}),
     "tensorrt": ("TensorrtExecutionProvider", {}),
@@ -238,40 +243,68 @@ def _sharing_sessions(path: Path, threads_of: Mapping[Arrangement, int]) -> dict
         return {first: session}
 
 
-def _session(path: Path, device: str, threads: int, save_as: Path | None = None) -> ort.InferenceSession:
+def _session(
+    path: Path, device: str, threads: int, save_as: Path | None = None, *, options: Options | None = None
+) -> ort.InferenceSession:
     """One session; with `save_as`, what it made of the file is kept there, the weights in a file beside it."""
-    provider = PROVIDERS[device]
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
     # Spinning between batches would burn the CPU time that decoding needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if save_as is not None:
-        options.optimized_model_filepath = str(save_as)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        settings.optimized_model_filepath = str(save_as)
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
     if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    providers = providers_of(device, options)
     try:
-        session = ort.InferenceSession(path, options, providers=[provider], enable_fallback=0)
+        session = ort.InferenceSession(path, settings, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises classes of its own and RuntimeError alike
         reason = str(error).splitlines()[0]
         if device == "cpu":
             raise ArtifactError(f"onnxruntime cannot load it: {reason}") from error
+        if _ON_THE_CPU in reason:
+            raise DeviceError(f"device {device} cannot run {path}: {_why_on_the_cpu(path, providers)}") from error
         _session(path, "cpu", threads)  # raises when the file and not the device is at fault
-        raise DeviceError(f"device {device} cannot run {path}: {reason}") from error
-    if session.get_providers()[0] != provider[0]:
+        raise DeviceError(f"device {device} cannot run {path}: {reason}{_DOCTOR}") from error
+    if session.get_providers()[0] != providers[0][0]:
         raise DeviceError(f"device {device} was asked for, but onnxruntime put {path} on {session.get_providers()[0]}")
     return session
 
 
+# onnxruntime says so of operators that a device has no kernels for, and of all when the device itself is not there.
+_ON_THE_CPU = "assigned to the default CPU EP"
+_DOCTOR = " (`resnet-serve doctor` with the same --device looks at the driver and the libraries)"
+
+
+def _why_on_the_cpu(path: Path, providers: list[tuple[str, Options]]) -> str:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4  # what there is to say has been said
+    session = ort.InferenceSession(path, settings, providers=providers, enable_fallback=0)
+    if session.get_providers()[0] != providers[0][0]:
+        return f"the driver, a library or the GPU itself is missing{_DOCTOR}"
+    return (
+        "some of its operators run on CPUs only, as those of an int8 artifact for CPUs; "
+        "convert it with --precision fp16, or serve it with --device cpu"
+    )
+
+
+def providers_of(device: str, options: Options | None = None) -> list[tuple[str, Options]]:
+    """What onnxruntime is to run a graph with, the first that can; CUDA has what TensorRT does not take."""
+    name, always = PROVIDERS[device]
+    return [(name, {**always, **(options or {})}), *([PROVIDERS["cuda"]] if device == "tensorrt" else [])]
+
+
 def _prove(backend: OnnxBackend, path: Path) -> None:
     # The CUDA provider loads without cuDNN and fails at its first convolution, so one real batch decides.
-    shape = [2 if size is None else size for size in backend.input.shape]
+    shape = [1 if size is None else size for size in backend.input.shape]
     try:
         backend.run(np.zeros(shape, dtype=np.uint8 if backend.input.dtype == "tensor(uint8)" else np.float32))
     except Exception as error:  # as in _session
-        raise DeviceError(f"device {backend.device} cannot run {path}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"device {backend.device} cannot run {path}: {reason}{_DOCTOR}") from error
 
 
 def _only_input(session: ort.InferenceSession) -> Any:

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
         0, description="port of the Open Inference Protocol over gRPC; 0 opens none"
     )
     device: Device = Field("auto", description="auto, cpu, cuda or tensorrt; only auto ever chooses the CPU by itself")
+    tensorrt_cache: Path | None = Field(
+        None, description="folder where TensorRT keeps what it has built, minutes for each model, for the next start"
+    )
     threads: NotNegative = Field(
         0, description="CPU threads of the model and of decoding each; 0 takes the CPUs granted"
     )

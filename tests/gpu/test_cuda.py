@@ -12,7 +12,7 @@ from service.folder import Location
 from service.image import preprocess
 from service.loading import load
 from service.opening import Opener
-from service.runtime import open_onnx
+from service.runtime import DeviceError, open_onnx
 from tests.system.server import run_command, running
 from tests.system.wire import answers, connected, request
 from tests.system.workers import MADE_ID, own_answers, wait_for_workers
@@ -30,6 +30,11 @@ def test_every_precision_passes_its_golden_images(digits_by_precision: dict[str,
         done = run_command("check", "--models", str(digits_by_precision[precision]), "--device", "cuda")
         assert done.returncode == 0, done.stdout
         assert "on cuda" in done.stdout
+
+
+def test_int8_for_cpus_is_refused_with_what_to_do(digits_by_precision: dict[str, Path]) -> None:
+    with pytest.raises(DeviceError, match=r"run on CPUs only.*--precision fp16"):
+        open_onnx(digits_by_precision["int8"] / "digits" / "1" / "model.onnx", "cuda", 1)
 
 
 def test_cuda_and_cpu_agree_on_every_sample(digits_model: Path, samples: list[Path]) -> None:

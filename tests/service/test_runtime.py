@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.runtime import MAX_TWICE_BYTES, open_onnx
+from service.runtime import MAX_TWICE_BYTES, PROVIDERS, DeviceError, open_onnx
 
 CHANNELS, CLASSES = 1024, 2048
 
@@ -68,3 +69,14 @@ def test_without_room_for_a_shared_file_the_model_runs_in_one_arrangement(
     assert backend.lanes == {"together": 1}
     assert "runs slower under load" in caplog.text
     assert backend.run(np.zeros((2, 4, 4, 3), np.uint8)).logits.shape == (2, CLASSES)
+
+
+def test_a_device_that_has_not_all_operators_is_refused_with_what_to_do(
+    large_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The other provider of the CPU's wheel, in the place of CUDA: it takes none of these operators.
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime is not the CPU's")
+    monkeypatch.setitem(PROVIDERS, "cuda", ("AzureExecutionProvider", {}))
+    with pytest.raises(DeviceError, match=r"device cuda .* run on CPUs only.*--precision fp16.*--device cpu"):
+        open_onnx(large_file, "cuda", 1)
