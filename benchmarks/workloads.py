@@ -5,6 +5,7 @@ knows. Images are smooth colour fields with a little noise, whose JPEGs are as l
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -57,7 +58,7 @@ class Workload:
         models = {name: (source, PRECISION_ON_GPU.get(each, each)) for name, (source, each) in self.models.items()}
         if models == self.models:
             return self
-        return replace(self, name=f"{self.name}-fp16", title=self.title.replace("int8", "float16"), models=models)
+        return replace(self, name=f"{self.name}-fp16", title=re.sub(r"\bint8\b", "float16", self.title), models=models)
 
 
 def jpegs(width: int, height: int, count: int) -> list[bytes]:

@@ -5,9 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+import torch
 
+from model_export.catalog import find_architecture
+from model_export.graph import export, served
+from model_export.half import to_half
+from service.artifact import Preprocessing
 from service.folder import Location
 from service.image import preprocess
 from service.loading import load
@@ -44,6 +50,35 @@ def test_cuda_and_cpu_agree_on_every_sample(digits_model: Path, samples: list[Pa
     pixels = np.stack([preprocess(each.read_bytes(), recipe, 10**6) for each in samples])
     expected = open_onnx(digits_model, "cpu", 1).run(pixels).logits
     np.testing.assert_allclose(on_cuda.backend.run(pixels).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "channels"),
+    [
+        ("resnet18", 64, 3),
+        ("resnet50-v1", 64, 3),
+        ("vgg19_bn", 224, 3),
+        ("plain56", 32, 3),
+        ("cifar-resnet20-b", 32, 3),
+        ("resnet20", 32, 1),
+    ],
+)
+def test_every_kind_of_network_goes_to_the_gpu_as_a_whole(
+    architecture: str, size: int, channels: int, tmp_path: Path
+) -> None:
+    recipe = Preprocessing(
+        resize=size, crop=size, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    torch.manual_seed(0)
+    network = find_architecture(architecture).build(10, channels).eval()
+    graph = export(served(network, recipe, channels), size)
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    onnx.save(graph, tmp_path / "fp32.onnx")
+    onnx.save(to_half(graph), tmp_path / "fp16.onnx")
+    expected = open_onnx(tmp_path / "fp32.onnx", "cpu", 1).run(images).logits
+    for precision, allowed in (("fp32", 1e-4), ("fp16", 0.05)):
+        logits = open_onnx(tmp_path / f"{precision}.onnx", "cuda", 1).run(images).logits
+        np.testing.assert_allclose(logits, expected, atol=allowed * np.abs(expected).max())
 
 
 def test_two_runs_at_once_give_what_one_gives(digits_model: Path) -> None:
