@@ -1,8 +1,8 @@
 """How TensorRT is to build the engine of an artifact, and where it keeps engines.
 
 To build one takes minutes; it is for one kind of GPU, and for the batch sizes that it was built for. onnxruntime names
-what it keeps by the layers of a network and by the versions of all software, but not by the weights. So each file has a
-folder of its own: another version's engine would answer for it otherwise.
+what it keeps by the layers of a network and by the versions of all software, but not by the weights. So each model has
+a folder of its own, by the digest of its files: another version's engine would answer for it otherwise.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from service.artifact import INPUT_NAME, parse_card
+from service.external_data import external_files, refuse_files_outside
 from service.runtime import DeviceError
 from service.seal import find_card
 
@@ -61,8 +62,12 @@ def engine_options(path: Path, max_batch: int, cache: Path | None) -> dict[str, 
 
 
 def _own_folder(path: Path, cache: Path) -> Path:
-    with path.open("rb") as file:
-        folder = cache / hashlib.file_digest(file, "sha256").hexdigest()
+    refuse_files_outside(path)
+    digest = hashlib.sha256()
+    for each in (path, *sorted({path.parent / other for other in external_files(path)})):
+        with each.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    folder = cache / digest.hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

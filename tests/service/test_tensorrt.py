@@ -35,6 +35,19 @@ def test_a_model_without_a_card_is_in_float32(digits_model: Path, tmp_path: Path
     assert engine_options(tmp_path / "model.onnx", 8, None) == {}
 
 
+def test_weights_in_another_file_count_as_well(digits_model: Path, tmp_path: Path) -> None:
+    model, folders = onnx.load(digits_model), set()
+    for change in (0, 1):
+        model.graph.initializer[0].raw_data = bytes(each ^ change for each in model.graph.initializer[0].raw_data)
+        onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+        model = onnx.load(tmp_path / "model.onnx")
+        folders.add(engine_options(tmp_path / "model.onnx", 8, tmp_path / "cache")["trt_engine_cache_path"])
+        content = (tmp_path / "model.onnx").read_bytes()
+        (tmp_path / "weights").unlink()
+    assert b"weights" in content
+    assert len(folders) == 2
+
+
 def test_engines_are_kept_and_never_shared_by_files_with_other_weights(digits_model: Path, tmp_path: Path) -> None:
     copy, other, cache = tmp_path / "copy.onnx", tmp_path / "other.onnx", tmp_path / "made" / "cache"
     shutil.copy(digits_model, copy)
