@@ -30,8 +30,8 @@ WHEELS = {
     "libcurand": "nvidia-curand",
     "libnvrtc": "nvidia-cuda-nvrtc",
     "libnvJitLink": "nvidia-nvjitlink",
-    "libnvinfer": "tensorrt",
-    "libnvonnxparser": "tensorrt",
+    "libnvinfer": "tensorrt-cu13<11",
+    "libnvonnxparser": "tensorrt-cu13<11",
 }
 
 
@@ -71,9 +71,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
         yield Finding("device", "this onnxruntime has the CPU only", fix, fatal=asked)
         return
     yield _driver(asked=asked)
-    if settings.device == "tensorrt":
-        prepare_tensorrt()
-    ort.preload_dlls()
+    prepare_tensorrt() if settings.device == "tensorrt" else ort.preload_dlls()
     names = ["CUDA"] + (["TensorRT"] if settings.device == "tensorrt" else [])
     for name in names:
         yield _provider(name, fatal=asked)

@@ -165,6 +165,8 @@ class Worker:
             self._answer_ran(RAN.validate_json(order.content))
         elif order.kind is Kind.RECALL:
             # With what they have asked: the server hears no more of this from here, and answers.
+            for request in self._asked.values():
+                request.connection.place = None
             self._whole.clear()
             self._decoded, self._asked, self._free = [], {}, list(range(PLACES))
             self._connections.give_all_back()

@@ -258,17 +258,16 @@ def _session(
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
     if device != "cpu":
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # It rounds the biases of an int8 graph to 32 bits, for which CUDA has no kernel.
+        settings.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
     providers = providers_of(device, options)
     try:
         session = ort.InferenceSession(path, settings, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises classes of its own and RuntimeError alike
-        reason = str(error).splitlines()[0]
         if device == "cpu":
-            raise ArtifactError(f"onnxruntime cannot load it: {reason}") from error
-        if _ON_THE_CPU in reason:
-            raise DeviceError(f"device {device} cannot run {path}: {_why_on_the_cpu(path, providers)}") from error
+            raise ArtifactError(f"onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
         _session(path, "cpu", threads)  # raises when the file and not the device is at fault
-        raise DeviceError(f"device {device} cannot run {path}: {reason}{_DOCTOR}") from error
+        raise DeviceError(f"device {device} cannot run {path}: {_why(error, path)}") from error
     if session.get_providers()[0] != providers[0][0]:
         raise DeviceError(f"device {device} was asked for, but onnxruntime put {path} on {session.get_providers()[0]}")
     return session
@@ -276,15 +275,25 @@ def _session(
 
 # onnxruntime says so of operators that a device has no kernels for, and of all when the device itself is not there.
 _ON_THE_CPU = "assigned to the default CPU EP"
-_DOCTOR = " (`resnet-serve doctor` with the same --device looks at the driver and the libraries)"
+_DOCTOR = "(`resnet-serve doctor` with the same --device looks at the driver and the libraries)"
 
 
-def _why_on_the_cpu(path: Path, providers: list[tuple[str, Options]]) -> str:
+def _why(error: Exception, path: Path) -> str:
+    """What keeps a GPU from running a file that a CPU runs, and what to do."""
+    reason = str(error).splitlines()[0]
+    if isinstance(failure_of(error), OutOfDeviceMemory):
+        return f"{reason} (nvidia-smi shows who has the GPU's memory)"
+    if _ON_THE_CPU not in reason:
+        return f"{reason} {_DOCTOR}"
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # what there is to say has been said
-    session = ort.InferenceSession(path, settings, providers=providers, enable_fallback=0)
-    if session.get_providers()[0] != providers[0][0]:
-        return f"the driver, a library or the GPU itself is missing{_DOCTOR}"
+    cuda = PROVIDERS["cuda"]  # TensorRT needs it, too
+    try:
+        first = ort.InferenceSession(path, settings, providers=[cuda], enable_fallback=0).get_providers()[0]
+    except Exception as another:  # as in _session
+        return f"{str(another).splitlines()[0]} {_DOCTOR}"
+    if first != cuda[0]:
+        return f"the driver, a library or the GPU itself is missing {_DOCTOR}"
     return (
         "some of its operators run on CPUs only, as those of an int8 artifact for CPUs; "
         "convert it with --precision fp16, or serve it with --device cpu"
@@ -303,8 +312,7 @@ def _prove(backend: OnnxBackend, path: Path) -> None:
     try:
         backend.run(np.zeros(shape, dtype=np.uint8 if backend.input.dtype == "tensor(uint8)" else np.float32))
     except Exception as error:  # as in _session
-        reason = str(error).splitlines()[0]
-        raise DeviceError(f"device {backend.device} cannot run {path}: {reason}{_DOCTOR}") from error
+        raise DeviceError(f"device {backend.device} cannot run {path}: {_why(error, path)}") from error
 
 
 def _only_input(session: ort.InferenceSession) -> Any:

@@ -11,6 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import onnxruntime as ort
+
 from service.artifact import INPUT_NAME, parse_card
 from service.external_data import external_files, refuse_files_outside
 from service.runtime import DeviceError
@@ -24,9 +26,10 @@ def prepare_tensorrt() -> None:
     """To be called before TensorRT is used.
 
     Float32 stays float32, as on CUDA: TensorRT rounds it to 10 bits of mantissa unless the environment forbids it. The
-    libraries of the wheel tensorrt-cu13-libs, where that is installed, are found by importing it.
+    libraries of the wheel tensorrt-cu13-libs, where that is installed, are found by importing it, with CUDA's in place.
     """
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    ort.preload_dlls()
     with suppress(ImportError):
         importlib.import_module("tensorrt_libs")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from model_export.catalog import find_architecture
+from model_export.cli import main
 from model_export.graph import export, served
 from model_export.half import to_half
 from service.artifact import Preprocessing
@@ -41,6 +42,13 @@ def test_every_precision_passes_its_golden_images(digits_by_precision: dict[str,
 def test_int8_for_cpus_is_refused_with_what_to_do(digits_by_precision: dict[str, Path]) -> None:
     with pytest.raises(DeviceError, match=r"run on CPUs only.*--precision fp16"):
         open_onnx(digits_by_precision["int8"] / "digits" / "1" / "model.onnx", "cuda", 1)
+
+
+def test_int8_for_tensorrt_runs_on_cuda_alone_too(tmp_path: Path) -> None:
+    command = ["convert", "builtin:digits", "--name", "digits", "--out", str(tmp_path), "--precision", "int8"]
+    assert main([*command, "--int8-target", "tensorrt", "--calibration-method", "minmax"]) == 0
+    done = run_command("check", "--models", str(tmp_path), "--device", "cuda")
+    assert done.returncode == 0, done.stdout
 
 
 def test_cuda_and_cpu_agree_on_every_sample(digits_model: Path, samples: list[Path]) -> None:

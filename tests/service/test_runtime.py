@@ -1,6 +1,7 @@
 """Sessions on the CPU: how they are opened, in each arrangement of the cores."""
 
 import logging
+import os
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from service.artifact import ArtifactError
 from service.runtime import MAX_TWICE_BYTES, PROVIDERS, DeviceError, open_onnx
 
 CHANNELS, CLASSES = 1024, 2048
@@ -71,12 +73,18 @@ def test_without_room_for_a_shared_file_the_model_runs_in_one_arrangement(
     assert backend.run(np.zeros((2, 4, 4, 3), np.uint8)).logits.shape == (2, CLASSES)
 
 
-def test_a_device_that_has_not_all_operators_is_refused_with_what_to_do(
-    large_file: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_device_that_has_not_all_operators_is_refused_with_what_to_do_unless_the_file_is_at_fault(
+    large_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The other provider of the CPU's wheel, in the place of CUDA: it takes none of these operators.
     if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime is not the CPU's")
     monkeypatch.setitem(PROVIDERS, "cuda", ("AzureExecutionProvider", {}))
+    weights = tmp_path / "weights"
+    model = onnx.load(large_file)
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location=weights.name)
+    os.truncate(weights, weights.stat().st_size // 2)
+    with pytest.raises(ArtifactError, match="onnxruntime cannot load it"):
+        open_onnx(tmp_path / "model.onnx", "cuda", 1)
     with pytest.raises(DeviceError, match=r"device cuda .* run on CPUs only.*--precision fp16.*--device cpu"):
         open_onnx(large_file, "cuda", 1)
