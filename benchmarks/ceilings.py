@@ -22,7 +22,7 @@ from service.costs import Arrangement
 from service.cpus import available_cpus
 from service.image import preprocess
 from service.runtime import Device, OnnxBackend, open_onnx
-from service.tensorrt import engine_options, prepare_tensorrt
+from service.tensorrt import engine_options
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 LARGER_ON_GPU = (64, 128)
@@ -67,10 +67,7 @@ def median_of(rounds: Sequence[Ceiling]) -> Ceiling:
 def measure(path: Path, encoded: bytes | None, device: Device = "cpu") -> Ceiling:
     """Measure a model, and the decoding of an image for it if there is one."""
     cores = available_cpus()
-    options = {}
-    if device == "tensorrt":
-        prepare_tensorrt()
-        options = engine_options(path, LARGER_ON_GPU[-1], ENGINES)
+    options = engine_options(path, LARGER_ON_GPU[-1], ENGINES) if device == "tensorrt" else None
     backend = open_onnx(path, device, cores, spread=True, options=options)
     card = card_of(path)
     apart = backend.device != "cpu"

@@ -31,8 +31,8 @@ from model_export.speed import processor
 from model_export.verify import card_of
 from service.artifact import INPUT_NAME, LOGITS_NAME
 from service.cpus import available_cpus
-from service.runtime import Device, Options, open_onnx, providers_of
-from service.tensorrt import engine_options, prepare_tensorrt
+from service.runtime import Device, Options, load_libraries, open_onnx, providers_of
+from service.tensorrt import engine_options
 
 SIDE = 224
 # A CUDA graph is captured by the first run and replayed from the next one on.
@@ -151,7 +151,6 @@ def _bound(options: Options, subject: Subject, *, pinned: bool = False) -> Run:
 
 def _tensorrt(subject: Subject) -> Run:
     """As the service runs it there, by an engine that is built for this size of batches."""
-    prepare_tensorrt()
     size = len(subject.pixels)
     options = engine_options(subject.artifact, size, ENGINES / str(size))
     backend = open_onnx(subject.artifact, "tensorrt", available_cpus(), options=options)
@@ -161,7 +160,7 @@ def _tensorrt(subject: Subject) -> Run:
 def _session(subject: Subject, options: Options) -> ort.InferenceSession:
     """With these options beside those of the service, or instead."""
     if subject.device != "cpu":
-        ort.preload_dlls()
+        load_libraries(subject.device)
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = available_cpus()

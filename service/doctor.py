@@ -14,9 +14,9 @@ import onnxruntime as ort
 from service.cpus import available_cpus
 from service.folder import RepositoryError, discover
 from service.resample import KERNEL
+from service.runtime import load_libraries
 from service.server import ListenError, listen
 from service.settings import Settings
-from service.tensorrt import prepare_tensorrt
 
 # Connections, and some for models, logs and libraries.
 ENOUGH_DESCRIPTORS = 4096
@@ -71,7 +71,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
         yield Finding("device", "this onnxruntime has the CPU only", fix, fatal=asked)
         return
     yield _driver(asked=asked)
-    prepare_tensorrt() if settings.device == "tensorrt" else ort.preload_dlls()
+    load_libraries(settings.device)
     names = ["CUDA"] + (["TensorRT"] if settings.device == "tensorrt" else [])
     for name in names:
         yield _provider(name, fatal=asked)

@@ -99,7 +99,7 @@ class InferenceService:
     async def _infer(self, message: Any, call: Call) -> Any:
         """Logits or classes for a batch of images."""
         service, exchange = self._service, call.exchange
-        model = asked_model(message.model_name, _version(message.model_version), "", exchange, service)
+        model = asked_model(message.model_name, _version(message.model_version), None, exchange, service)
         signature = self._signature(model)
         limit = min(exchange.started + service.settings.request_timeout_ms / 1000, call.deadline)
         with model.held(), service.intake.open() as share:

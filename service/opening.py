@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from service.runtime import Backend, OpenBackend, open_onnx
 from service.seal import find_card, unsealed_card
 from service.settings import Settings
 from service.signatures import Signers
-from service.tensorrt import engine_options, prepare_tensorrt
+from service.tensorrt import engine_options
 from service.watched import Fingerprint, fingerprint
 
 log = logging.getLogger(__name__)
@@ -112,15 +111,13 @@ def opener_for(settings: Settings) -> Opener:
     """
     threads = settings.threads or available_cpus()
     signers = Signers(settings.model_signers) if settings.model_signers else None
-    if settings.device != "tensorrt":
-        return Opener(partial(open_onnx, device=settings.device, threads=threads, spread=True), signers)
-    prepare_tensorrt()
 
-    def on_tensorrt(path: Path) -> Backend:
-        options = engine_options(path, settings.max_batch_size, settings.tensorrt_cache)
-        return open_onnx(path, "tensorrt", threads, spread=True, options=options)
+    def open_backend(path: Path) -> Backend:
+        on_tensorrt = settings.device == "tensorrt"
+        options = engine_options(path, settings.max_batch_size, settings.tensorrt_cache) if on_tensorrt else None
+        return open_onnx(path, settings.device, threads, spread=True, options=options)
 
-    return Opener(on_tensorrt, signers)
+    return Opener(open_backend, signers)
 
 
 def card_of(location: Location) -> ModelCard:

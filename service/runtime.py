@@ -4,10 +4,13 @@ A backend says which device it is on, and it is on that device: asked for CUDA o
 """
 
 import errno
+import importlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -197,12 +200,26 @@ def _open_on(path: Path, device: str, threads: int, *, spread: bool, options: Op
         )
     if device == "cpu":
         return OnnxBackend(_cpu_sessions(path, threads, spread=spread), device, threads)
-    ort.preload_dlls()
+    load_libraries(device)
     session = _session(path, device, threads, options=options)
     arrangements: tuple[Arrangement, ...] = ("together", "spread") if spread else ("together",)
     backend = OnnxBackend(dict.fromkeys(arrangements, session), device, RUNS_ON_GPU)
     _prove(backend, path)
     return backend
+
+
+def load_libraries(device: str) -> None:
+    """Load a GPU's libraries out of the wheels that have them, where no loader finds them by itself.
+
+    TensorRT is told beforehand that float32 stays float32, as on CUDA: it rounds to 10 bits of mantissa unless the
+    environment forbids it. The wheel tensorrt-cu13-libs loads its own when it is imported.
+    """
+    if device == "tensorrt":
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    ort.preload_dlls()
+    if device == "tensorrt":
+        with suppress(ImportError):
+            importlib.import_module("tensorrt_libs")
 
 
 # use_tf32 rounds float32 convolutions to 10 bits of mantissa: 1e-3 away from what torch was trained to answer.

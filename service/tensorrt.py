@@ -6,12 +6,8 @@ a folder of its own, by the digest of its files: another version's engine would 
 """
 
 import hashlib
-import importlib
 import os
-from contextlib import suppress
 from pathlib import Path
-
-import onnxruntime as ort
 
 from service.artifact import INPUT_NAME, parse_card
 from service.external_data import external_files, refuse_files_outside
@@ -20,18 +16,6 @@ from service.seal import find_card
 
 # What has to be allowed for a precision below float32, or TensorRT refuses the graph.
 _ALLOWED = {"fp16": "trt_fp16_enable", "int8": "trt_int8_enable"}
-
-
-def prepare_tensorrt() -> None:
-    """To be called before TensorRT is used.
-
-    Float32 stays float32, as on CUDA: TensorRT rounds it to 10 bits of mantissa unless the environment forbids it. The
-    libraries of the wheel tensorrt-cu13-libs, where that is installed, are found by importing it, with CUDA's in place.
-    """
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    ort.preload_dlls()
-    with suppress(ImportError):
-        importlib.import_module("tensorrt_libs")
 
 
 def engine_options(path: Path, max_batch: int, cache: Path | None) -> dict[str, str]:

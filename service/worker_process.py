@@ -41,7 +41,6 @@ class WorkerProcess:
     started: float = field(default_factory=time.monotonic)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     _unsent: deque[tuple[Kind, bytes]] = field(default_factory=deque)
-    _parted: bool = False
 
     @classmethod
     def start(cls) -> Self:
@@ -91,7 +90,6 @@ class WorkerProcess:
 
     def part(self) -> None:
         """Run nothing for it and hear nothing of it any more: it ends as soon as it finds its channel closed."""
-        self._parted = True
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._channel.fileno())
         loop.remove_writer(self._channel.fileno())
@@ -133,5 +131,5 @@ class WorkerProcess:
                 return
             self.silent = 0.0
             on_message(self, message)
-            if self._parted:
+            if self._channel.fileno() < 0:  # parted with
                 return

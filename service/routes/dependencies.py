@@ -58,12 +58,18 @@ async def authorised(request: Request, service: Service) -> None:
     service.keys.check(request.headers)
 
 
-def asked_model(name: str, version: Version | None, canary_key: str, exchange: Exchange, service: Parts) -> ServedModel:
-    """The model that a request asks; the caller has to hold it at once. By the key callers stay on their side of a
-    canary; without one each request is another caller."""
-    model = service.repository.find(name, version, canary_key or exchange.request_id)
+def asked_model(
+    name: str, version: Version | None, canary_key: str | None, exchange: Exchange, service: Parts
+) -> ServedModel:
+    """The model that a request asks; the caller has to hold it at once."""
+    model = service.repository.find(name, version, side_key(canary_key, exchange))
     exchange.model, exchange.version = model.name, str(model.version)
     return model
+
+
+def side_key(canary_key: str | None, exchange: Exchange) -> str:
+    """What keeps a caller on its side of a canary or a shadow; without a key each request is another caller."""
+    return canary_key or exchange.request_id
 
 
 def administration(action: str, request: Request, service: Parts) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from service.exchange import Exchange
 from service.hang_up import OnHangUp
 from service.pipeline import Answer, Order
 from service.repository import ServedModel
-from service.routes.dependencies import Parts, asked_model
+from service.routes.dependencies import Parts, asked_model, side_key
 from service.schemas import ClassifyHeaders, ClassifyQuery
 from service.settings import Settings
 from service.tickets import Priority
@@ -17,7 +17,7 @@ from service.tickets import Priority
 def model_of(query: ClassifyQuery, headers: ClassifyHeaders, exchange: Exchange, service: Parts) -> ServedModel:
     """The model that is asked; the caller has to hold it at once."""
     name = query.model or service.settings.default_model
-    return asked_model(name, query.version, headers.x_canary_key or "", exchange, service)
+    return asked_model(name, query.version, headers.x_canary_key, exchange, service)
 
 
 def order_for(
@@ -31,14 +31,14 @@ def order_for(
     """What is asked of the model; refuses what can be refused before the body is read."""
     priority = Priority[headers.x_priority.upper()]
     top_k = labels_in_answer(query.top_k, len(model.card.labels))
-    canary_key = headers.x_canary_key or exchange.request_id
+    key = side_key(headers.x_canary_key, exchange)
     if not service.settings.cache_bytes:  # with a cache, the answer may be there
         model.batcher.refuse_when_full(priority)
     return Order(
         model=model,
         top_k=top_k,
         priority=priority,
-        shadow=None if query.version else service.repository.shadow_of(model, canary_key),
+        shadow=None if query.version else service.repository.shadow_of(model, key),
         deadline=exchange.started + (query.timeout_ms or service.settings.request_timeout_ms) / 1000,
         on_hang_up=on_hang_up,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model_export.cli import main
-from service.tensorrt import prepare_tensorrt
+from service.runtime import load_libraries
 from tests.system.server import run_command
 
 pytestmark = pytest.mark.gpu
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module", autouse=True)
 def _tensorrt() -> None:
     """Nothing but the library decides, so that whatever fails with it is a failure."""
-    prepare_tensorrt()
+    load_libraries("tensorrt")
     try:
         ctypes.CDLL("libnvinfer.so.10")
     except OSError:
