@@ -20,7 +20,7 @@ run: .venv/run-$(RUNTIME) models ## convert the built-in model if models/ is emp
 
 # Half of its time the suite waits for servers and deadlines. A file stays in one process, and with it what it shares.
 test: .venv/dev lint ## lint, check types and run the test suite
-	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: .venv/dev ## the tests that take minutes
 	$(BIN)/pytest -m slow

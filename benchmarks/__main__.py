@@ -112,7 +112,8 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
     ceilings: list[Ceiling] = []
     for number in range(options.rounds):
         _progress(f"{workload.name}, round {number + 1} of {options.rounds}: ceilings")
-        ceilings.append(measure(first, None if workload.tensors else images[0], options.device))
+        if len(workload.models) == 1:  # of several at once there is none
+            ceilings.append(measure(first, None if workload.tensors else images[0], options.device))
         for name, start in servers.items():
             _progress(f"{workload.name}, round {number + 1} of {options.rounds}: {name}")
             try:
@@ -120,8 +121,9 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
                     _measure(server, options, figures)
             except PeerUnavailable as reason:
                 print(f"- {name} is left out: {str(reason).partition(chr(10))[0]}", flush=True)
-    ceiling = median_of(ceilings)
-    _print_ceiling(ceiling, [each.combined for each in ceilings])
+    ceiling = median_of(ceilings) if ceilings else None
+    if ceiling is not None:
+        _print_ceiling(ceiling, [each.combined for each in ceilings])
     _print_figures(figures, workload, ceiling)
 
 
@@ -212,14 +214,14 @@ def _sizes(ceiling: Ceiling) -> list[int]:
     return sorted({size for _, size in ceiling.model})
 
 
-def _print_figures(figures: Figures, workload: Workload, ceiling: Ceiling) -> None:
+def _print_figures(figures: Figures, workload: Workload, ceiling: Ceiling | None) -> None:
     print("\n| server | load | images/s | of the ceiling | p50, ms | p99, ms | CPU, ms a request | peak, MiB | other |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for (name, load), rounds in sorted(figures.items(), key=lambda each: _order(each[0])):
         rates = [each.outcome.per_second * workload.images for each in rounds]
         cells = [
             _middle(rates, 0),
-            f"{statistics.median(rates) / ceiling.combined:.2f}",
+            f"{statistics.median(rates) / ceiling.combined:.2f}" if ceiling else "",
             _middle([each.outcome.quantile(0.5) * 1000 for each in rounds], 2),
             _middle([each.outcome.quantile(0.99) * 1000 for each in rounds], 2),
             f"{statistics.median(each.cpu_a_request for each in rounds) * 1000:.2f}",

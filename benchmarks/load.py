@@ -186,7 +186,7 @@ async def _open(port: int, shots: Sequence[Shot], rate: float, seconds: float) -
     sent = 0
     while (elapsed := time.perf_counter() - began) < seconds:
         for _ in range(int(elapsed * rate) - sent):
-            task = asyncio.create_task(one(began + elapsed))
+            task = asyncio.create_task(one(began + (sent + 1) / rate))
             busy.add(task)
             task.add_done_callback(busy.discard)
             sent += 1

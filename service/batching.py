@@ -159,6 +159,8 @@ class Batcher:
         """
         with self._changed:
             self._refuse_when_closed()
+            if self._idle:
+                self._busy = False  # what was admitted behind the last batch never ran
             displaced = self._make_room(deadline, images, priority)
             tickets = [self._ticket(deadline, priority, explained=explained) for _ in range(images)]
             for ticket in tickets:
@@ -216,7 +218,9 @@ class Batcher:
         displaced = self._waiting.displaceable(priority, excess) if excess > 0 else []
         if len(displaced) < excess:
             raise Overloaded(retry_after=self._retry_after(priority))
-        own = (images - 1) * self._seconds_per_image + self._costs.lone_seconds
+        # Only runs correct the pace: on an idle device one that is too slow would refuse the same caller for ever.
+        pace = min(self._seconds_per_image, self._costs.seconds_per_image) if self._idle else self._seconds_per_image
+        own = (images - 1) * pace + self._costs.lone_seconds
         if time.monotonic() + HEADROOM * (self._wait(priority, images) + own) > deadline:
             raise Overloaded(TOO_LATE, retry_after=self._retry_after(priority))
         return displaced
@@ -298,6 +302,10 @@ class Batcher:
             self._resolve([(ticket, DeadlineExceeded()) for ticket in expired])
             if batch:
                 return batch
+
+    @property
+    def _idle(self) -> bool:
+        return not self._waiting.admitted and not self._running
 
     @property
     def _ended(self) -> bool:

@@ -155,6 +155,9 @@ def _check_shapes(backend: Backend, card: ModelCard) -> None:
             f"the graph takes {backend.input.dtype} {list(backend.input.shape)}, "
             f"but its card says uint8 [batch, {', '.join(map(str, expected))}]"
         )
+    if len(backend.output.shape) != 2:
+        given = list(backend.output.shape)
+        raise ArtifactError(f"the graph gives {given} instead of logits [batch, {len(card.labels)}]")
     classes = backend.output.shape[-1]
     if classes not in (None, len(card.labels)):
         raise ArtifactError(f"the graph gives {classes} classes, but there are {len(card.labels)} labels")

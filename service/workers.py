@@ -13,6 +13,7 @@ import logging
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -339,7 +340,9 @@ class Workers:
         self._metrics.add(tally)
         for number, each in tally.models.items():
             model = self._by_number[number]
-            images = {model.card.labels[index]: count for index, count in each.classes.items()}
+            images = Counter[str]()
+            for index, count in each.classes.items():  # several classes may have the same label
+                images[model.card.labels[index]] += count
             self._metrics.add_answers(model.name, model.version, images)
             model.batcher.count(each.statistics)
 

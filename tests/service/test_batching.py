@@ -351,6 +351,32 @@ async def test_callers_who_gave_up_free_their_places_at_once() -> None:
         assert sum(rig.backend.batches) == 3
 
 
+async def test_how_long_nothing_was_asked_says_nothing_of_the_pace() -> None:
+    async with running(seconds=5e-3) as rig:
+        (undecodable,) = rig.batcher.reserve(far())
+        await rig.submit().logits()
+        undecodable.abandon()
+        assert isinstance(await error_of(undecodable.logits()), ClientClosed)
+        await asyncio.sleep(1)
+        await rig.submit().logits()
+        busy = await rig.occupy()
+        tickets = rig.batcher.reserve(time.monotonic() + 0.5, 20)
+        rig.batcher.enqueue_all({ticket: random_pixels() for ticket in tickets})
+        rig.backend.free.set()
+        await asyncio.gather(busy, *(ticket.logits() for ticket in tickets))
+
+
+async def test_an_idle_device_is_tried_however_slow_it_was() -> None:
+    async with running(seconds=5e-3) as rig:
+        rig.backend.seconds = 0.3
+        for _ in range(3):
+            await rig.submit().logits()
+        rig.backend.seconds = 0.0
+        tickets = rig.batcher.reserve(time.monotonic() + 0.5, 8)
+        rig.batcher.enqueue_all({ticket: random_pixels() for ticket in tickets})
+        assert len(await asyncio.gather(*(ticket.logits() for ticket in tickets))) == 8
+
+
 async def test_what_cannot_be_answered_in_time_is_refused_at_once_with_an_honest_wait() -> None:
     async with running(max_batch=1, seconds=0.2) as rig:
         rig.backend.hold()

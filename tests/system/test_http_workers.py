@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from service.access import new_key
+from tests.service.client import encode
 from tests.service.test_loading import PLAIN_CONFIG, write_plain
 from tests.system.server import Server, free_port, running
 from tests.system.wire import INFER, answers, connected, form_request, is_closed, mixed, request, tensor_request
@@ -372,6 +373,22 @@ def test_every_request_is_counted_and_logged_once_whoever_answers(
         eventually(lambda: len(lines()) == total)
         assert len({json.loads(line)["request_id"] for line in lines()}) == total
         assert len([line for line in lines() if INFER in line]) == tensors
+
+
+def test_classes_of_the_same_label_are_counted_together(tmp_path: Path) -> None:
+    write_plain(tmp_path, ["n", 3, 8, 8], [2, 3])
+    config = PLAIN_CONFIG | {"labels": ["seven"] * 3}  # as ImageNet has two cranes, a bird and a machine
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
+    both = [encode("red"), encode("green")]
+    with running(tmp_path, "--http-workers", "1") as server:
+        wait_for_workers(server, 1)
+        with with_a_worker(server, both[0]) as connection:
+            for each in both * 20:
+                who_answers(connection, each)
+        total = 2 + 1 + 40  # with those that woke the worker
+        eventually(lambda: server.metric("classify_batch_size_sum") == total)
+        assert server.metric('classify_predictions_total{label="seven",model="plain"}') == total
+        assert server.metric('classify_requests_total{code="200",model="plain",version="1"}') == total
 
 
 def test_what_workers_use_is_in_the_metrics(digits_models: Path, image: bytes) -> None:

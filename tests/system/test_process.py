@@ -112,7 +112,7 @@ def test_check_prints_a_table_and_fails_with_the_stage_that_differs(digits_model
 def test_a_start_that_fails_says_why_in_one_line(
     arguments: list[str], environment: dict[str, str], code: int, said: str
 ) -> None:
-    result = run_command(*arguments, **environment)
+    result = run_command(*arguments, **{"SERVICE_PORT": str(free_port())} | environment)
     assert result.returncode == code
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
