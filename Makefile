@@ -18,7 +18,7 @@ help: ## list the targets
 run: .venv/run-$(RUNTIME) models ## convert the built-in model if models/ is empty, and serve on http://127.0.0.1:8000
 	@SERVICE_LOG_FORMAT=$${SERVICE_LOG_FORMAT:-text} exec $(BIN)/resnet-serve $(DEVICE) --example-image $(SAMPLE)
 
-# Half of its time the suite waits for servers and deadlines. A file stays in one process, and with it what it shares.
+# One process leaves half of two cores idle. A file of tests stays in one, and with it what its tests share.
 test: .venv/dev lint ## lint, check types and run the test suite
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 

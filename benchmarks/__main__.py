@@ -111,8 +111,8 @@ def _workload(workload: Workload, options: argparse.Namespace) -> None:
     figures: Figures = defaultdict(list)
     ceilings: list[Ceiling] = []
     for number in range(options.rounds):
-        _progress(f"{workload.name}, round {number + 1} of {options.rounds}: ceilings")
         if len(workload.models) == 1:  # of several at once there is none
+            _progress(f"{workload.name}, round {number + 1} of {options.rounds}: ceilings")
             ceilings.append(measure(first, None if workload.tensors else images[0], options.device))
         for name, start in servers.items():
             _progress(f"{workload.name}, round {number + 1} of {options.rounds}: {name}")

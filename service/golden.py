@@ -16,7 +16,7 @@ from service.cam import Head
 from service.costs import Arrangement
 from service.errors import ServiceError
 from service.image import preprocess
-from service.runtime import Backend
+from service.runtime import Backend, DeviceLost, OutOfDeviceMemory
 from service.tickets import Features, Logits
 
 # Golden images are our own, so only the size of the format limits them.
@@ -55,7 +55,7 @@ class Replay:
         """Run a batch of the next images, over and over; several threads may.
 
         Raises:
-            ArtifactError: it gives other than a row of logits for each image.
+            ArtifactError: it cannot run them, or gives other than a row of logits for each image.
         """
         with self._lock:
             first, self._next = self._next, self._next + count
@@ -93,7 +93,13 @@ class Replay:
 
     def _run(self, which: np.ndarray, arrangement: Arrangement, *, explained: bool) -> None:
         features = explained and self._head is not None
-        outputs = self._backend.run(self._images[which], features=features, arrangement=arrangement)
+        try:
+            outputs = self._backend.run(self._images[which], features=features, arrangement=arrangement)
+        except (OutOfDeviceMemory, DeviceLost):
+            raise
+        except Exception as error:  # onnxruntime raises classes of its own and RuntimeError alike
+            reason = str(error).partition("\n")[0]
+            raise ArtifactError(f"it cannot run a batch of {len(which)}: {reason}") from error
         expected = (len(which), len(self._card.labels))
         if outputs.logits.shape != expected:
             raise ArtifactError(f"a batch of {len(which)} gives logits {outputs.logits.shape} instead of {expected}")

@@ -13,7 +13,7 @@ from service.folder import Location
 from service.golden import MOST_AT_ONCE, GoldenMismatch
 from service.lifecycle import LOADING
 from service.opening import Opened, Opener, Progress, state
-from service.runtime import Backend, DeviceError, DeviceLost, OutOfDeviceMemory
+from service.runtime import Backend, DeviceError, OutOfDeviceMemory
 from service.watched import Fingerprint
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,10 @@ def _warm_up(opened: Opened, max_batch: int, progress: Progress, timed: Sequence
     def run(size: int, arrangement: Arrangement) -> None:
         nonlocal largest
         largest = max(largest, size)
-        _run(opened, size, arrangement)
+        try:
+            opened.replay.run(size, arrangement)
+        except OutOfDeviceMemory as error:
+            raise TooLarge(f"a batch of {size} needs more memory than the device has free: {error}") from error
 
     def tell(*step: int) -> None:
         progress("warmup {}/{}".format(*step))
@@ -102,18 +105,6 @@ def _warm_up(opened: Opened, max_batch: int, progress: Progress, timed: Sequence
     if largest == 1 and len(costs.sizes) > 1:
         run(costs.sizes[1], costs.crowd)
     return costs
-
-
-def _run(opened: Opened, size: int, arrangement: Arrangement) -> None:
-    try:
-        opened.replay.run(size, arrangement)
-    except OutOfDeviceMemory as error:
-        raise TooLarge(f"a batch of {size} needs more memory than the device has free: {error}") from error
-    except (*EXPECTED_FAILURES, DeviceLost):
-        raise
-    except Exception as error:  # onnxruntime raises classes of its own and RuntimeError alike
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"it cannot run a batch of {size}: {reason}") from error
 
 
 def _known_costs(opened: Opened, sizes: tuple[int, ...], timed: Sequence[Timed]) -> Costs | None:
