@@ -23,6 +23,7 @@ from service.exchange import Exchange, request_id
 from service.handover import Returned
 from service.hang_up import EXTENSION
 from service.plain_head import is_plain_version
+from service.request_parser import RequestParser
 from service.routes.short_way import PlainRequest, Reply, ShortWay
 from service.unread import LINGER_SECONDS
 from service.workers import Workers
@@ -58,6 +59,8 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, returned: Returned | None = None, **kwargs: Any) -> None:
         """As uvicorn's; `returned` is what came with one that a worker gave back, None for a new one."""
         super().__init__(*args, **kwargs)
+        self.parser = RequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         state = cast("FastAPI", self.config.app).state
         self._short_way: ShortWay = state.short_way
         self._workers: Workers = state.parts.workers
@@ -121,6 +124,8 @@ class Connection(HttpToolsProtocol):
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", {EXTENSION: self._watch})
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # it comes again without the wish
         self._reading_headers = False
         self._stop_waiting_for_headers()
         self._unanswered = [each for each in self._unanswered if not each.response_complete]
@@ -140,6 +145,8 @@ class Connection(HttpToolsProtocol):
             self.cycle.request.take(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         if not isinstance(self.cycle, _PlainCycle):
             super().on_message_complete()
         elif self.cycle.reading_body:

@@ -5,7 +5,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from service.connection import CLOSING_SECONDS
 from tests.system.server import Server, free_port, run_command, running, wait_until_ready
-from tests.system.wire import answers
+from tests.system.wire import UPGRADE, answers, connected, form_request, request
 
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
 
@@ -140,6 +140,44 @@ def test_what_is_no_http_gets_a_problem_and_is_cut(server: Server) -> None:
     while not any(found[1].decode() in line for line in server.log.read_text().splitlines()):
         assert time.monotonic() < give_up
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request,
+        lambda body: form_request(("file", body)),
+        lambda body: form_request(("files", body)).replace(b"/classify", b"/classify/batch", 1),
+    ],
+    ids=["image", "form", "batch"],
+)
+def test_the_body_of_a_request_that_wishes_for_http_2_is_no_request(
+    server: Server, sent: Callable[..., bytes], samples: list[Path]
+) -> None:
+    for body in (samples[0].read_bytes(), b"GET /models HTTP/1.1\r\nHost: x\r\n\r\n"):
+        plain = sent(body)
+        wishing = plain.replace(b"\r\n", "\r\n".join(["", *UPGRADE, ""]).encode(), 1)
+        with connected(server) as connection:
+            found = []
+            for each in (plain, wishing):
+                head = each.index(b"\r\n\r\n") + 4
+                for part in (each[:head], each[head:]):
+                    connection.sendall(part)
+                    time.sleep(0.02)
+                found += [(status, answer) for status, _, answer in answers(connection, 1)]
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            ((status, _, answer),) = answers(connection, 1)
+        assert found[0] == found[1]
+        assert (status, b'"live"' in answer) == (200, True)
+    assert "upgrade" not in server.log.read_text().lower()
+
+
+def test_the_server_is_no_proxy(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\nGET /models HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 def test_a_flood_of_headers_is_cut_and_costs_no_memory(server: Server) -> None:

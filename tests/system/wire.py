@@ -33,6 +33,8 @@ def form_request(*parts: tuple[str, bytes], headers: tuple[str, ...] = (), end: 
     return typed.replace(b"image/png", b"multipart/form-data; boundary=XX", 1)
 
 
+# As Java's HttpClient sends it with each request.
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA")
 INFER = "/v2/models/digits/infer"
 
 
@@ -99,7 +101,7 @@ class Mixed(NamedTuple):
         found = answers(connection, len(self.kinds))
         assert [headers["x-request-id"] for _, headers, _ in found] == [str(number) for number in range(len(found))]
         assert [status for status, _, _ in found] == [400 if kind == "bad" else 200 for kind in self.kinds]
-        images = ("plain", "form", "documented")
+        images = ("plain", "form", "documented", "upgrade")
         assert [b"seven" in body for _, _, body in found] == [kind in images for kind in self.kinds]
         assert [b"logits" in body for _, _, body in found] == [kind == "tensor" for kind in self.kinds]
 
@@ -107,14 +109,14 @@ class Mixed(NamedTuple):
 @st.composite
 def mixed(draw: st.DrawFn, image: bytes) -> Mixed:
     """One to six requests, plain or not, some of them bad, cut in up to six pieces; `image` is of a seven."""
-    kinds = draw(
-        st.lists(st.sampled_from(["plain", "form", "documented", "tensor", "bad", "probe"]), min_size=1, max_size=6)
-    )
+    known = ["plain", "form", "documented", "upgrade", "tensor", "bad", "probe"]
+    kinds = draw(st.lists(st.sampled_from(known), min_size=1, max_size=6))
     sent = b"".join(
         {
             "plain": request(image, f"X-Request-Id: {number}"),
             "form": form_request(("file", image), headers=(f"X-Request-Id: {number}",)),
             "documented": request(image, f"X-Request-Id: {number}", target="/classify?explain=cam"),
+            "upgrade": request(image, f"X-Request-Id: {number}", *UPGRADE),
             "tensor": tensor_request(f"X-Request-Id: {number}"),
             "bad": request(b"nothing", f"X-Request-Id: {number}"),
             "probe": b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n\r\n" % number,
