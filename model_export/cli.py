@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from model_export.datasets import FORMS, is_known
 from model_export.errors import ExportError
+from service.folder import MOST_DIGITS, version_of
 
 if TYPE_CHECKING:
     from model_export.skip_schedule import Closure
@@ -250,7 +251,7 @@ def _add_convert(commands: "Commands") -> None:
         help="least share of images on which fp16 or int8 must give float32's top-1 class (0.99)",
     )
     command.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="model folder (models)")
-    command.add_argument("--version", type=_positive, metavar="N", help="version (the next free one)")
+    command.add_argument("--version", type=_version, metavar="N", help="version (the next free one)")
 
 
 def _add_inspect(commands: "Commands") -> None:
@@ -388,6 +389,13 @@ def _share(text: str) -> float:
     number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError("must be a share from 0 to 1, or from 0% to 100%")
+    return number
+
+
+def _version(text: str) -> int:
+    number = version_of(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number of {MOST_DIGITS} digits at most")
     return number
 
 

@@ -19,6 +19,7 @@ from model_export.parity import compare, judge, reference_logits, standard_of
 from model_export.precision import reduce, served_form
 from model_export.sealing import write_artifact
 from service.artifact import Accuracy, ModelCard
+from service.folder import version_of
 
 MODEL_FILE = "model.onnx"
 
@@ -151,4 +152,4 @@ def _publish(staging: Path, folder: Path, wanted: int | None) -> Path:
 
 
 def _next_version(folder: Path) -> int:
-    return max((int(each.name) for each in folder.iterdir() if each.name.isdecimal()), default=0) + 1
+    return max((version_of(each.name) or 0 for each in folder.iterdir()), default=0) + 1

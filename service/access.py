@@ -68,15 +68,14 @@ class Keys:
         """Read the keys.
 
         Args:
-            text: keys separated by commas, each with every scope; `sha256:DIGEST` stands for a key.
+            text: keys separated by commas, each with every scope; `sha256:DIGEST`, of 64 hex digits, stands for a key.
             file: lines as in the module's text.
             rate: requests a second for each key, a second's worth at once; 0 for no limit.
 
         Raises:
             KeyFileError: there is a file and it cannot be used.
         """
-        given = [each.strip() for each in text.split(",") if each.strip()]
-        self._given = [Key(f"key-{index}", SCOPES, _digest(each)) for index, each in enumerate(given, start=1)]
+        self._given = given_keys(text)
         self._file = file
         self._watched = Watched(file) if file else None
         self._from_file = _read(file) if file else []
@@ -110,9 +109,12 @@ class Keys:
         self._look()
         authorization = headers.get("authorization", "")
         bearer = authorization[len(BEARER) :] if authorization.lower().startswith(BEARER) else ""
-        sent = _sha256(bearer or headers.get("x-api-key", ""))
+        # Header values are read as Latin-1, whatever the caller wrote them in.
+        given = filter(None, (bearer, headers.get("x-api-key")))
+        sent = [hashlib.sha256(each.encode("latin-1")).digest() for each in given]
+        known = (*self._given, *self._from_file)
         # Every key is compared, so that the time tells nothing of which one matched.
-        matches = [key for key in (*self._given, *self._from_file) if hmac.compare_digest(sent, key.digest)]
+        matches = [key for each in sent for key in known if hmac.compare_digest(each, key.digest)]
         if not matches:
             raise Unauthorized
         return matches[0]
@@ -136,6 +138,16 @@ class Keys:
             log.error("%s; the keys stay as they were", error)
         else:
             log.info("keys read again: %s", ", ".join(key.name for key in self._from_file) or "none")
+
+
+def given_keys(text: str) -> list[Key]:
+    """The keys in SERVICE_API_KEYS.
+
+    Raises:
+        ValueError: what begins like a digest is none.
+    """
+    given = [each.strip() for each in text.split(",") if each.strip()]
+    return [Key(f"key-{index}", SCOPES, _digest(each)) for index, each in enumerate(given, start=1)]
 
 
 def new_key() -> tuple[str, str]:
@@ -167,8 +179,12 @@ def _key(line: str, place: str) -> Key:
 
 
 def _digest(given: str) -> bytes:
+    if not given.startswith(PREFIX):
+        return _sha256(given)
     stated = given.removeprefix(PREFIX)
-    return bytes.fromhex(stated) if stated != given and re.fullmatch("[0-9a-fA-F]{64}", stated) else _sha256(given)
+    if not re.fullmatch("[0-9a-fA-F]{64}", stated):
+        raise ValueError(f"what follows {PREFIX} is not a digest of 64 hex digits")
+    return bytes.fromhex(stated)
 
 
 def _sha256(key: str) -> bytes:

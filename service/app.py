@@ -126,6 +126,8 @@ def create_app(settings: Settings, opener: Opener | None = None) -> FastAPI:
         app.include_router(open_to_all)
     for guarded in (classify.router, models.router, inference_v2.router):
         app.include_router(guarded, dependencies=[Depends(authorised)])
+    for administrative in (models.administrative, inference_v2.administrative):
+        app.include_router(administrative)
     app.mount("/page", page.assets)
     app.state.short_way = ShortWay(app.state.parts, read_classify, read_infer)
     return app

@@ -17,7 +17,9 @@ LOGITS_NAME = "logits"
 FEATURES_NAME = "features"
 
 MediaType = Literal["image/jpeg", "image/png"]
-Channels = tuple[float, float, float]
+# Beyond these, of pixels in [0, 1], nothing was ever trained, and float32 would overflow in the network.
+_Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+_Std = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
 Precision = Literal["fp32", "fp16", "int8", "unknown"]
@@ -67,8 +69,8 @@ class Preprocessing(_Record):
     crop: PositiveInt
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
     antialias: Literal[True] = True
-    mean: Channels
-    std: Channels
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std, _Std, _Std]
     exif: Literal["transpose", "ignore"] = "transpose"
     fit: Literal["shorter", "stretch"] = "shorter"
     centre: Literal["round", "floor"] = "round"
@@ -77,8 +79,6 @@ class Preprocessing(_Record):
     def _crop_fits(self) -> Self:
         if self.crop > self.resize:
             raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
-        if min(self.std) <= 0:
-            raise ValueError("std must be positive")
         return self
 
 

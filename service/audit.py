@@ -14,7 +14,7 @@ log = logging.getLogger("service.audit")
 
 @contextmanager
 def audited(action: str, keys: Keys, headers: Mapping[str, str], address: str, exchange: Exchange) -> Iterator[None]:
-    """Let an administrator do something, and write it down.
+    """Let an administrator do something, and write it down; for a caller whose key is checked already.
 
     Args:
         action: with its object, as in `load digits`; it may have what the caller sent, and is quoted.
@@ -24,8 +24,7 @@ def audited(action: str, keys: Keys, headers: Mapping[str, str], address: str, e
         exchange: the request.
 
     Raises:
-        Unauthorized, Forbidden: the caller is none; that is written down as well. Whoever has no key at all does not
-            come this far.
+        Unauthorized, Forbidden: the caller is none; that is written down as well.
     """
     who, outcome = "?", "failed"
     try:
@@ -38,5 +37,19 @@ def audited(action: str, keys: Keys, headers: Mapping[str, str], address: str, e
         outcome = error.code
         raise
     finally:
-        fields = with_fields(request_id=exchange.request_id, key=who, address=address, outcome=outcome)
-        log.warning("%r by %s from %s: %s", action[:200], who, address, outcome, extra=fields)
+        _write_down(action, who, address, outcome, exchange)
+
+
+@contextmanager
+def audited_refusal(action: str, address: str, exchange: Exchange) -> Iterator[None]:
+    """Write down that somebody without a key that is known, or too often, wants to administer; otherwise nothing."""
+    try:
+        yield
+    except ServiceError as error:
+        _write_down(action, "?", address, error.code, exchange)
+        raise
+
+
+def _write_down(action: str, who: str, address: str, outcome: str, exchange: Exchange) -> None:
+    fields = with_fields(request_id=exchange.request_id, key=who, address=address, outcome=outcome)
+    log.warning("%r by %s from %s: %s", action[:200], who, address, outcome, extra=fields)

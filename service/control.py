@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -66,8 +66,8 @@ class Control:
         """Load everything in the folder; without a model that can be served, or without the device, give up."""
         try:
             found = await asyncio.to_thread(self._scan)
-            if not found and self._mode == "none":
-                discover(self._folder)  # raises, with the line that says what to do
+            if self._mode == "none":
+                self._refuse_without_the_default(found or discover(self._folder))  # raises, and says what to do
             async with self._changing():
                 for location, seen in found.items():
                     await self._load(location, seen, self._lifecycle.enter)
@@ -79,6 +79,14 @@ class Control:
         except Exception as error:  # otherwise the server would stay in its loading phase for ever
             log.critical("loading failed", exc_info=error)
             self._lifecycle.fail(f"loading failed: {describe_failure(error)}")
+
+    def _refuse_without_the_default(self, found: Iterable[Location]) -> None:
+        names = {location.name for location in found}
+        if self._default_model and self._default_model not in names:
+            raise RepositoryError(
+                f"SERVICE_DEFAULT_MODEL={self._default_model} is not in {self._folder}, where there is "
+                f"{', '.join(sorted(names))}"
+            )
 
     async def watch(self) -> None:
         """Look at the folder again and again, and load what has changed and is not being written any more."""
@@ -111,6 +119,7 @@ class Control:
             found = {each: seen for each, seen in every.items() if _is(each, name, version)}
             if not found:
                 raise UnknownModel("There is no such model or version in the folder of models.")
+            self._repository.unloaded &= every.keys()
             for location in found.keys() & self._repository.failed.keys():
                 self._tried.pop(location, None)
             await self._bring_in_line(
@@ -136,6 +145,7 @@ class Control:
                 raise UnknownModel("There is no such model or version here; GET /models lists what is served.")
             await self._workers.recall()
             retiring = [task for each in known if (task := self._withdraw(each))]
+            self._repository.unloaded |= known
             await self._move_aliases()
             self._judge()
         await asyncio.gather(*map(asyncio.shield, retiring))
@@ -206,6 +216,7 @@ class Control:
 
     async def _load(self, location: Location, seen: Fingerprint, tell: Callable[[str, str], None]) -> None:
         self._tried[location] = seen
+        self._repository.unloaded.discard(location)
         in_service = [Timed(each.card, each.device, each.costs) for each in self._repository]
         work = partial(
             load,

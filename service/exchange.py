@@ -23,8 +23,9 @@ log = logging.getLogger("service.request")
 # New ids: random for the process, counted within it.
 _PREFIX = os.urandom(8).hex()
 _COUNTER = itertools.count()
-# Anything a caller sends ends up in log lines and in an answer's header, so only plain tokens are taken over.
-_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+# Anything a caller sends ends up in an answer's header, in log lines, and in what those are looked at with: visible
+# ASCII without quotes, angle brackets and backslashes is safe in all of them.
+_ACCEPTABLE_ID = re.compile(r"[!#-&(-;=?-\[\]-_a-~]{1,256}")
 
 
 @dataclass(slots=True)

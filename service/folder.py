@@ -7,8 +7,10 @@ from pathlib import Path
 from service.errors import StartError
 
 MODEL_FILE = "model.onnx"
+# A time in milliseconds has room, and 64 bits have room for it.
+MOST_DIGITS = 18
 # As the exporter writes it: 01 beside 1 would be the same version twice.
-_VERSION = re.compile("[1-9][0-9]{0,8}")
+VERSION = f"[1-9][0-9]{{0,{MOST_DIGITS - 1}}}"
 
 
 class RepositoryError(StartError):
@@ -27,6 +29,11 @@ class Location:
         return f"{self.name} version {self.version}"
 
 
+def version_of(folder: str) -> int | None:
+    """The version in a folder of this name; None where it is no version's."""
+    return int(folder) if re.fullmatch(VERSION, folder) else None
+
+
 def discover(folder: Path) -> list[Location]:
     """Every model file under `folder`, by name and version; entries that do not fit the layout are ignored.
 
@@ -35,9 +42,9 @@ def discover(folder: Path) -> list[Location]:
     """
     paths = folder.glob(f"*/*/{MODEL_FILE}")
     found = [
-        Location(path.parent.parent.name, int(path.parent.name), path)
+        Location(path.parent.parent.name, version, path)
         for path in paths
-        if _VERSION.fullmatch(path.parent.name) and not path.parent.parent.name.startswith(".")
+        if (version := version_of(path.parent.name)) and not path.parent.parent.name.startswith(".")
     ]
     if not found:
         raise RepositoryError(

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from service.access import Keys
-from service.audit import audited
+from service.audit import audited, audited_refusal
 from service.errors import Draining, Forbidden, InvalidRequest, ServiceError
 from service.exchange import Exchange, request_id
 from service.lifecycle import Lifecycle
@@ -79,7 +79,7 @@ class Calls:
             exchange = Exchange(request_id(metadata.get(REQUEST_ID)))
             try:
                 if name not in PROBES:
-                    self._keys.check(metadata)
+                    self._check(name, metadata, context, exchange)
                 self._refuse_when_closing(name)
                 with self._administration(name, metadata, context, exchange):
                     message = await method(_read(request_type, body), Call(exchange, len(body), context))
@@ -95,6 +95,12 @@ class Calls:
                 self._record(name, exchange)
 
         return grpc.unary_unary_rpc_method_handler(answer)
+
+    def _check(
+        self, name: str, metadata: Mapping[str, str], context: grpc.aio.ServicerContext, exchange: Exchange
+    ) -> None:
+        with audited_refusal(name, context.peer(), exchange) if name in ADMINISTRATION else nullcontext():
+            self._keys.check(metadata)
 
     def _administration(
         self, name: str, metadata: Mapping[str, str], context: grpc.aio.ServicerContext, exchange: Exchange

@@ -10,6 +10,7 @@ from tritonclient.grpc import service_pb2
 
 from service.deadlines import before
 from service.errors import ServiceError
+from service.folder import MOST_DIGITS
 from service.grpc_calls import Call, Method
 from service.hang_up import never
 from service.inference_messages import parse, render
@@ -26,9 +27,6 @@ from service.pipeline import Order
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, asked_model
 from service.tickets import Priority, slowest
-
-# Longer ones are no version's: models are counted from 1.
-VERSION_DIGITS = 9
 
 
 class InferenceService:
@@ -84,8 +82,7 @@ class InferenceService:
         return ParseDict(counted, service_pb2.ModelStatisticsResponse())
 
     async def _repository_index(self, message: Any, _: Call) -> Any:
-        index = repository_index(self._service.repository)
-        models = [each for each in index if each["state"] == "READY" or not message.ready]
+        models = repository_index(self._service.repository, only_ready=message.ready)
         return ParseDict({"models": models}, service_pb2.RepositoryIndexResponse())
 
     async def _load(self, message: Any, _: Call) -> Any:
@@ -130,4 +127,4 @@ def _version(text: str) -> int | None:
     """None for the highest one; 0, which no model has, for what is no number."""
     if not text:
         return None
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= VERSION_DIGITS else 0
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS else 0

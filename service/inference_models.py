@@ -83,9 +83,10 @@ def model_statistics(repository: Repository, name: str = "", version: int | None
     return {"model_stats": [_statistics(each) for each in models]}
 
 
-def repository_index(repository: Repository) -> list[dict[str, str]]:
-    """Every version of every model, in service or not, and why its last load failed."""
-    reasons = {(each.name, each.version): reason for each, reason in repository.failed.items()}
+def repository_index(repository: Repository, *, only_ready: bool) -> list[dict[str, str]]:
+    """Every version that was loaded or tried, and why one is not in service; or only those that are."""
+    reasons = {(each.name, each.version): "unloaded" for each in repository.unloaded}
+    reasons |= {(each.name, each.version): reason for each, reason in repository.failed.items()}
     ready = {(each.name, each.version) for each in repository}
     return [
         {
@@ -94,7 +95,7 @@ def repository_index(repository: Repository) -> list[dict[str, str]]:
             "state": "READY" if (name, version) in ready else "UNAVAILABLE",
             "reason": reasons.get((name, version), ""),
         }
-        for name, version in sorted(ready | reasons.keys())
+        for name, version in sorted(ready if only_ready else ready | reasons.keys())
     ]
 
 

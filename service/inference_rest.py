@@ -110,6 +110,18 @@ def json_length(body: bytes, header_length: str | None) -> int:
     return int(header_length) if is_number else -1
 
 
+class _Index(BaseModel):
+    ready: bool = False
+
+
+def parse_index(body: bytes) -> bool:
+    """Whether only what is ready is asked for; InvalidRequest if the body is not valid."""
+    try:
+        return _Index.model_validate_json(body).ready
+    except ValidationError as error:
+        raise InvalidRequest(f"the request is not valid: {first_problem(error)}") from error
+
+
 def parse_control(body: bytes) -> int | None:
     """The version that a load or unload names among its parameters, or None for all.
 

@@ -63,7 +63,10 @@ def configure_logging(log_format: LogFormat, level: str) -> None:
     handler.setFormatter(
         JsonFormatter() if log_format == "json" else logging.Formatter(TEXT, defaults={"request_id": "-"})
     )
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    own = logging.getLevelNamesMapping()[level.upper()]
+    # What libraries say for debugging is left out: Pillow's lines have what is written in an image.
+    logging.basicConfig(handlers=[handler], level=max(own, logging.INFO), force=True)
+    logging.getLogger("service").setLevel(own)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True

@@ -100,6 +100,7 @@ class Repository:
         self._retiring: set[ServedModel] = set()
         self.aliases: dict[str, dict[Alias, int]] = {}
         self.failed: dict[Location, str] = {}
+        self.unloaded: set[Location] = set()
         self.loading = True
         metrics.watch(self._waiting, self._in_flight)
 

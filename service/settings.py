@@ -1,6 +1,7 @@
 """Every setting, its default and its meaning. Built once, in cli.py, and passed down."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -8,13 +9,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.access import given_keys
 from service.artifact import first_problem
 from service.runtime import Device
 from service.splits import parse_splits
 
 PREFIX = "SERVICE_"
 
+# A month; timers cannot be set for any time.
+MOST_MS = 30 * 86_400_000
+
 Positive = Annotated[int, Field(gt=0)]
+Milliseconds = Annotated[int, Field(gt=0, le=MOST_MS)]
 NotNegative = Annotated[int, Field(ge=0)]
 
 
@@ -32,6 +38,19 @@ def _is_shadow(text: str) -> str:
     return text
 
 
+def _are_keys(keys: SecretStr) -> SecretStr:
+    text = keys.get_secret_value()
+    if text and not given_keys(text):
+        raise ValueError("it is set, and there is no key in it")
+    return keys
+
+
+def _is_url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", text):
+        raise ValueError("it is no URL, as http://HOST:4318/v1/traces is")
+    return text
+
+
 class Settings(BaseSettings):
     """Read from `SERVICE_*` environment variables; a flag of `resnet-serve` wins over its variable."""
 
@@ -46,7 +65,7 @@ class Settings(BaseSettings):
         "none",
         description="none: the models at the start; poll: what changes in the folder; explicit: by request under /v2",
     )
-    model_poll_ms: Positive = Field(1_000, description="with poll, time between two looks at the folder, in ms")
+    model_poll_ms: Milliseconds = Field(1_000, description="with poll, time between two looks at the folder, in ms")
     canary: Annotated[str, AfterValidator(_is_canary)] = Field(
         "", description="share of requests without a version that another one gets, MODEL:VERSION:SHARE%, by commas"
     )
@@ -75,25 +94,29 @@ class Settings(BaseSettings):
     )
     max_batch_size: Positive = Field(32, description="most images in one run of the model")
     max_queue: Positive = Field(256, description="most images admitted and waiting for one model; more get 429")
-    request_timeout_ms: Positive = Field(30_000, description="deadline of a request that names none, in ms")
+    request_timeout_ms: Milliseconds = Field(30_000, description="deadline of a request that names none, in ms")
     max_image_bytes: Positive = Field(10 * 2**20, description="largest encoded image, in bytes")
     max_image_pixels: Positive = Field(25_000_000, description="largest image, in pixels, read from its header")
     max_request_images: Positive = Field(64, description="most images in one /classify/batch request")
     max_request_bytes: Positive = Field(32 * 2**20, description="largest body of /classify/batch, in bytes")
     cache_bytes: NotNegative = Field(0, description="results kept by the content of the image, in bytes; 0 keeps none")
     max_intake_bytes: Positive = Field(2**28, description="most bytes of all bodies in memory at once; more get 429")
-    device_timeout_ms: Positive = Field(
+    device_timeout_ms: Milliseconds = Field(
         10_000,
         description="longest run of one batch, in ms, before the device counts as hung and the process ends; "
         "never less than 20 times what the slowest batch took at the start",
     )
-    drain_delay_ms: NotNegative = Field(
+    drain_delay_ms: Annotated[int, Field(ge=0, le=MOST_MS)] = Field(
         1_000,
         description="after SIGTERM, time to keep serving while not ready, so that load balancers notice, in ms",
     )
-    drain_timeout_ms: Positive = Field(30_000, description="longest wait for requests in flight when stopping, in ms")
+    drain_timeout_ms: Milliseconds = Field(
+        30_000, description="longest wait for requests in flight when stopping, in ms"
+    )
     example_image: str = Field("", description="image file for a curl line to try, printed when ready")
-    api_keys: SecretStr = Field(SecretStr(""), description="keys that callers must have one of, by commas; none: open")
+    api_keys: Annotated[SecretStr, AfterValidator(_are_keys)] = Field(
+        SecretStr(""), description="keys that callers must have one of, by commas; none: open"
+    )
     api_keys_file: Path | None = Field(
         None, description="file of keys with scopes, a line each (`resnet-serve key` makes one); read when it changes"
     )
@@ -102,7 +125,7 @@ class Settings(BaseSettings):
     )
     tls_cert: Path | None = Field(None, description="PEM file of the certificate chain; HTTPS, read when it changes")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
-    otlp_endpoint: str = Field(
+    otlp_endpoint: Annotated[str, AfterValidator(_is_url)] = Field(
         "", description="URL of an OpenTelemetry collector for traces, http://HOST:4318/v1/traces; none: no traces"
     )
     trace_sample: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -161,4 +184,5 @@ def _complaint(error: ValidationError) -> str:
     if not location:
         return problem
     name = (PREFIX + str(location[0])).upper()
-    return f"{name}={value}: {problem.partition(': ')[2]}"
+    shown = name if location[0] == "api_keys" else f"{name}={value}"
+    return f"{shown}: {problem.partition(': ')[2]}"

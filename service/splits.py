@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from service.folder import VERSION
+
 Alias = Literal["stable", "canary"]
 ALIASES: tuple[Alias, ...] = ("stable", "canary")
 Version = int | Alias
 
-_SPLIT = re.compile(r"([^:,]+):([1-9][0-9]{0,8}|stable|canary)(?::([0-9]{1,3}(?:\.[0-9]+)?)%)?")
+_SPLIT = re.compile(rf"([^:,]+):({VERSION}|stable|canary)(?::([0-9]{{1,3}}(?:\.[0-9]+)?)%)?")
 
 
 @dataclass(frozen=True)

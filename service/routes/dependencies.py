@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from service.access import Keys
-from service.audit import audited
+from service.audit import audited, audited_refusal
 from service.control import Control
 from service.exchange import Exchange, exchange_of
 from service.intake import Intake
@@ -58,6 +58,13 @@ async def authorised(request: Request, service: Service) -> None:
     service.keys.check(request.headers)
 
 
+async def authorised_to_administer(request: Request, service: Service) -> None:
+    """As `authorised`; who is refused is written down. What a key may do is for `administration` to say."""
+    action = f"{request.method} {request.url.path}"
+    with audited_refusal(action, _address(request), exchange_of(request)):
+        service.keys.check(request.headers)
+
+
 def asked_model(
     name: str, version: Version | None, canary_key: str | None, exchange: Exchange, service: Parts
 ) -> ServedModel:
@@ -74,5 +81,8 @@ def side_key(canary_key: str | None, exchange: Exchange) -> str:
 
 def administration(action: str, request: Request, service: Parts) -> AbstractContextManager[None]:
     """Let an administrator do something, and write it down; see `audit.py`."""
-    address = request.client.host if request.client else ""
-    return audited(action, service.keys, request.headers, address, exchange_of(request))
+    return audited(action, service.keys, request.headers, _address(request), exchange_of(request))
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""

@@ -22,14 +22,26 @@ from service.inference_models import (
     signature_of,
 )
 from service.inference_protocol import Signature
-from service.inference_rest import SentAs, parse_control
+from service.inference_rest import SentAs, parse_control, parse_index
 from service.repository import ServedModel
-from service.routes.dependencies import Parts, Service, administration, asked_model, on_admin_port
+from service.routes.dependencies import (
+    Parts,
+    Service,
+    administration,
+    asked_model,
+    authorised_to_administer,
+    on_admin_port,
+)
 from service.routes.inferences import inferred, limit_of, refuse_when_full
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 # Probes have no key.
 probes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+administrative = APIRouter(
+    prefix="/v2",
+    tags=["Open Inference Protocol"],
+    dependencies=[Depends(authorised_to_administer), Depends(on_admin_port)],
+)
 
 # Triton's clients may send a model with the request; here models come from the folder.
 MAX_CONTROL_BYTES = 2**16
@@ -96,19 +108,20 @@ async def statistics(service: Service, name: str, version: int | None = None) ->
 
 
 @router.post("/repository/index")
-async def index(service: Service) -> list[dict[str, str]]:
-    """Every version of every model, in service or not, and why not."""
-    return repository_index(service.repository)
+async def index(request: Request, service: Service) -> list[dict[str, str]]:
+    """Every version that was loaded or tried, and why one is not in service; with `ready`, only those that are."""
+    body = await _small_body(request, service)
+    return repository_index(service.repository, only_ready=bool(body) and parse_index(body))
 
 
-@router.post("/repository/models/{name}/load", dependencies=[Depends(on_admin_port)])
+@administrative.post("/repository/models/{name}/load")
 async def load(request: Request, service: Service, name: str) -> None:
     """Load a model's new, changed and failed versions from the folder; answers when they are in service."""
     with administration(f"load {name}", request, service):
         await service.control.load(name, await _stated_version(request, service))
 
 
-@router.post("/repository/models/{name}/unload", dependencies=[Depends(on_admin_port)])
+@administrative.post("/repository/models/{name}/unload")
 async def unload(request: Request, service: Service, name: str) -> None:
     """Take a model out of service; answers when its requests are answered and its memory is free."""
     with administration(f"unload {name}", request, service):
@@ -117,12 +130,16 @@ async def unload(request: Request, service: Service, name: str) -> None:
 
 async def _stated_version(request: Request, service: Parts) -> int | None:
     """The parameter `version` of a load or unload; all versions where there is none."""
+    body = await _small_body(request, service)
+    return parse_control(body) if body else None
+
+
+async def _small_body(request: Request, service: Parts) -> bytes:
     with service.intake.open() as share:
         try:
-            body = await read_body(request, MAX_CONTROL_BYTES, share)
+            return await read_body(request, MAX_CONTROL_BYTES, share)
         except EmptyBody:
-            return None
-    return parse_control(body)
+            return b""
 
 
 @router.post(f"{ONE}/infer")

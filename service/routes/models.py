@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from service.costs import Costs
 from service.errors import Starting, UnknownModel
 from service.repository import ServedModel
-from service.routes.dependencies import Parts, Service, administration, on_admin_port
+from service.routes.dependencies import Parts, Service, administration, authorised_to_administer, on_admin_port
 from service.schemas import (
     PROBLEMS,
     AliasTarget,
@@ -22,6 +22,11 @@ from service.schemas import (
 from service.splits import Alias
 
 router = APIRouter(tags=["models"], responses={status: PROBLEMS[status] for status in (404, 422, 503)})
+administrative = APIRouter(
+    tags=["models"],
+    dependencies=[Depends(authorised_to_administer), Depends(on_admin_port)],
+    responses={status: PROBLEMS[status] for status in (400, 401, 403, 404, 422, 503)},
+)
 
 Name = Annotated[str, Path(description="The folder's name.")]
 
@@ -49,7 +54,7 @@ async def labels(name: Name, query: Annotated[ModelQuery, Query()], service: Ser
     return LabelsBody(model=served.name, version=served.version, labels=list(served.card.labels))
 
 
-@router.put("/models/{name}/aliases/{alias}", dependencies=[Depends(on_admin_port)])
+@administrative.put("/models/{name}/aliases/{alias}")
 async def move_alias(name: Name, alias: Alias, target: AliasTarget, service: Service, request: Request) -> ModelBody:
     """Let `stable` or `canary` stand for a version that is in service; with SERVICE_MODEL_CONTROL=explicit."""
     with administration(f"alias {alias} of {name} to {target.version}", request, service):
@@ -57,7 +62,7 @@ async def move_alias(name: Name, alias: Alias, target: AliasTarget, service: Ser
     return _model(name, service)
 
 
-@router.delete("/models/{name}/aliases/{alias}", dependencies=[Depends(on_admin_port)])
+@administrative.delete("/models/{name}/aliases/{alias}")
 async def remove_alias(name: Name, alias: Alias, service: Service, request: Request) -> ModelBody:
     """Let an alias stand for nothing; with SERVICE_MODEL_CONTROL=explicit."""
     with administration(f"alias {alias} of {name} to nothing", request, service):

@@ -184,6 +184,7 @@ def test_versions_count_up_and_a_taken_one_is_refused(
     save_file(trained_like("resnet8", len(LABELS)).state_dict(), source)
     shutil.copytree(converted, tmp_path / "models")
     assert written(tmp_path) == ["net/4/model.onnx"], "converted with --version 4"
+    (tmp_path / "models/net" / ("9" * 30)).mkdir()  # which nothing serves, and nothing counts on from
     assert convert(source) == 0
     assert written(tmp_path) == ["net/4/model.onnx", "net/5/model.onnx"]
     before = (tmp_path / "models/net/4/model.onnx").read_bytes()
@@ -335,7 +336,16 @@ def test_a_bare_state_dict_needs_what_it_does_not_say(
     assert f"give {missing}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["convert"], ["convert", "x", "--name", "n", "--version", "0"], ["fly"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["convert"],
+        ["convert", "x", "--name", "n", "--version", "0"],
+        ["fly"],
+        ["convert", "x", "--name", "n", "--version", "1" * 19],
+    ],
+)
 def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

@@ -108,12 +108,14 @@ def test_each_administration_is_written_down_and_no_key_ever_is(
         api_keys="given-secret",
     ) as client:
         unload = "/v2/repository/models/colours/unload"
-        client.post(unload, headers=bearer("wrong-secret"))
+        client.post(unload, headers=bearer("wrong-secret") | {"x-request-id": "none"})
         client.post(unload, headers=bearer("shop-secret") | {"x-request-id": "one"})
         client.post(unload, headers=bearer("ops-secret") | {"x-request-id": "two"})
         client.post(unload, headers={"x-api-key": "given-secret", "x-request-id": "three"})
     trail = [record for record in caplog.records if record.name == "service.audit"]
     fields = [{name: record.__dict__["fields"][name] for name in ("request_id", "key", "outcome")} for record in trail]
+    assert fields.pop(0) == {"request_id": "none", "key": "?", "outcome": "unauthorized"}
+    assert trail.pop(0).getMessage().startswith(f"'POST {unload}' by ? from ")
     assert fields == [
         {"request_id": "one", "key": "shop", "outcome": "forbidden"},
         {"request_id": "two", "key": "ops", "outcome": "done"},
@@ -122,6 +124,21 @@ def test_each_administration_is_written_down_and_no_key_ever_is(
     assert all("unload colours" in record.getMessage() for record in trail)
     assert "secret" not in caplog.text
     assert not any("secret" in str(vars(record)) for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        bearer("wrong") | {"x-api-key": "right"},
+        bearer("right") | {"x-api-key": "wrong"},
+        {"authorization": "Basic cmlnaHQ=", "x-api-key": "right"},
+        {"x-api-key": "grün".encode()},
+    ],
+)
+def test_one_key_that_matches_is_enough(colour_models: Path, sent: dict[str, Any]) -> None:
+    with serving(colour_models, api_keys="right,grün") as client:
+        assert client.post("/classify", content=encode("red"), headers=IMAGE | sent).status_code == 200
+        assert client.post("/classify", content=encode("red"), headers=IMAGE | {"x-api-key": ""}).status_code == 401
 
 
 def test_a_key_may_be_given_as_its_digest(colour_models: Path) -> None:

@@ -1,6 +1,7 @@
 """The card's schema: what it refuses, in one line each."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,11 @@ def test_a_file_without_a_card_has_none() -> None:
         lambda card: card["input"].update(height=9),
         lambda card: card["preprocessing"].update(crop=9),
         lambda card: card["preprocessing"].update(std=[0, 1, 1]),
+        lambda card: card["preprocessing"].update(std=[1e-320, 1, 1]),
+        lambda card: card["preprocessing"].update(std=[math.inf, 1, 1]),
+        lambda card: card["preprocessing"].update(std=[math.nan, 1, 1]),
+        lambda card: card["preprocessing"].update(mean=[0, 0, math.nan]),
+        lambda card: card["preprocessing"].update(mean=[1e300, 0, 0]),
         lambda card: card["preprocessing"].update(interpolation="nice"),
         lambda card: card.update(
             golden=[{"media_type": "image/png", "image_base64": "", "pixels_sha256": "", "logits": [1, 2, 3]}]

@@ -105,6 +105,15 @@ def test_polling_replaces_a_version_whose_file_has_changed(models: Path) -> None
         assert not colours.opened[1][1].closed
 
 
+def test_a_version_may_be_a_time(models: Path) -> None:
+    publish(models, "colours", 1_796_016_566_123)
+    with controlled(models, "none", canary="colours:1796016566123:50%") as client:
+        assert classify(client, version=1).json()["version"] == 1
+        assert classify(client, version=1_796_016_566_123).json()["version"] == 1_796_016_566_123
+        assert client.get("/v2/models/colours/versions/1796016566123/ready").status_code == 200
+        assert versions(client) == [1_796_016_566_123, 1]
+
+
 def test_a_load_that_fails_leaves_the_version_in_service_and_says_so(models: Path) -> None:
     with controlled(models, "poll") as client:
         publish(models, "colours", 1, "broken")
@@ -175,11 +184,23 @@ def test_load_and_unload_by_request(models: Path) -> None:
         assert client.post("/v2/repository/models/colours/unload", json=body).status_code == 200
         assert colours.last("colours", 2).closed
         assert classify(client).json()["version"] == 1
+        index = client.post("/v2/repository/index").json()
+        assert [(each["version"], each["state"], each["reason"]) for each in index] == [
+            ("1", "READY", ""),
+            ("2", "UNAVAILABLE", "unloaded"),
+        ]
+        assert [each["version"] for each in client.post("/v2/repository/index", json={"ready": True}).json()] == ["1"]
+        assert client.post("/v2/repository/index", json={"ready": "perhaps"}).status_code == 400
         assert client.post("/v2/repository/models/colours/unload").status_code == 200
         assert client.get("/health/ready").json()["phase"] == "empty"
         assert client.post("/v2/repository/models/colours/load").status_code == 200
         assert versions(client) == [2, 1]
+        assert {each["state"] for each in client.post("/v2/repository/index").json()} == {"READY"}
         assert client.get("/health/ready").status_code == 200
+        assert client.post("/v2/repository/models/colours/unload", json=body).status_code == 200
+        shutil.rmtree(models / "colours" / "2")
+        assert client.post("/v2/repository/models/colours/load").status_code == 200
+        assert len(client.post("/v2/repository/index").json()) == 1
 
 
 def test_what_cannot_be_loaded_is_an_error_of_the_protocol(models: Path) -> None:

@@ -40,6 +40,22 @@ log.warning("last")
     assert sum("last" in line for line in lines) == 1
 
 
+def test_lines_for_debugging_have_nothing_of_an_image() -> None:
+    body = """
+import io
+from PIL import Image
+exif = Image.Exif()
+exif[0x010E] = "of a patient"
+file = io.BytesIO()
+Image.new("RGB", (9, 9)).save(file, "JPEG", exif=exif)
+configure_logging("json", "debug")
+Image.open(file).getexif().get(0x0112)
+logging.getLogger("service.trial").debug("own")
+"""
+    (line,) = run(body)
+    assert '"own"' in line
+
+
 def test_a_reader_who_is_behind_costs_lines_and_not_memory() -> None:
     read, write = os.pipe()
     body = """

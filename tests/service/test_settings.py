@@ -27,6 +27,10 @@ def test_an_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch)
         ("SERVICE_MAX_BATCH_SIZE", "0"),
         ("SERVICE_LOG_FORMAT", "xml"),
         ("SERVICE_MAX_QUEUE", "10"),  # smaller than one allowed batch request
+        ("SERVICE_API_KEYS", " , "),  # as of "$A,$B" where neither is set: it would be open to everybody
+        ("SERVICE_API_KEYS", "sha256:abcd"),
+        ("SERVICE_OTLP_ENDPOINT", "collector"),
+        ("SERVICE_DRAIN_TIMEOUT_MS", str(10**18)),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +40,7 @@ def test_a_bad_value_is_refused_in_one_line(name: str, value: str, monkeypatch: 
     message = str(refused.value)
     assert "\n" not in message
     assert name in message or name.removeprefix("SERVICE_").lower() in message
+    assert "abcd" not in message, "a key is shown to nobody"
 
 
 def test_every_setting_is_documented() -> None:

@@ -137,6 +137,12 @@ def test_asked_for_cuda_without_one_it_exits_and_never_falls_back(digits_models:
     assert "device cuda was asked for" in result.stderr
 
 
+def test_a_default_model_that_is_not_there_stops_the_start(digits_models: Path) -> None:
+    result = run_command("--models", str(digits_models), "--default-model", "letters", "--port", str(free_port()))
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert f"SERVICE_DEFAULT_MODEL=letters is not in {digits_models}, where there is digits" in result.stderr
+
+
 def test_when_no_model_can_be_served_it_exits_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "broken" / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
