@@ -103,7 +103,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         labels = _json_labels(json.loads(text)) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        "".join(labels).encode()  # JSON can write half a character
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ExportError(f"cannot read the labels in {path}: {error}") from error
     stripped = tuple(label.strip() for label in labels)
     if not stripped or not all(stripped):

@@ -59,11 +59,16 @@ async def read_form(request: "Request", name: str, most_bytes: int, limits: Form
     Raises:
         MalformedMultipart: no boundary, a syntax error, or an end before the last boundary.
         BodyTooLarge: it is over `most_bytes` bytes, or has more parts than the limits.
+        EmptyBody: there is none.
         ClientClosed: the client went away while sending.
     """
     form = Form(request.headers.get("content-type", ""), name, limits)
+    empty = True
     async for chunk in _chunks(request, most_bytes, share):
         form.feed(chunk)
+        empty = empty and not chunk
+    if empty:
+        raise EmptyBody
     return form.parts()
 
 

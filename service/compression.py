@@ -1,5 +1,6 @@
 """Content codings of HTTP (RFC 9110, section 8.4.1): gzip and deflate, inflated under a limit. Pure."""
 
+import re
 import zlib
 
 from service.errors import BodyTooLarge, InvalidRequest, UnsupportedContentEncoding
@@ -8,6 +9,7 @@ CODINGS = ("gzip", "deflate")
 # zlib's numbers for a stream with a gzip or a zlib header.
 _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 LEVEL = 1
+_REFUSED = re.compile(r"\s*q=0(\.0{0,3})?\s*")
 
 
 def inflate(body: bytes, coding: str, limit: int) -> bytes:
@@ -38,7 +40,7 @@ def inflate(body: bytes, coding: str, limit: int) -> bytes:
 def accepted(header: str) -> str:
     """The coding to answer an Accept-Encoding with, "" for none: the first of CODINGS that is not refused by q=0."""
     offers = [each.partition(";") for each in header.lower().split(",")]
-    taken = {name.strip() for name, _, weight in offers if weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00")}
+    taken = {name.strip() for name, _, weight in offers if not _REFUSED.fullmatch(weight)}
     return next((coding for coding in CODINGS if coding in taken), "")
 
 

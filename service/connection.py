@@ -73,6 +73,7 @@ class Connection(HttpToolsProtocol):
         self._reading_headers = False
         self._header_bytes = 0
         self._header_limit: asyncio.TimerHandle | None = None
+        self._deaf = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -104,6 +105,8 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._workers.handing_over and self._may_leave() and self._leaves(data):
             self.transport.abort()  # here; it goes on there
+            return
+        if self._deaf:
             return
         begun = self._reading_headers
         super().data_received(data)
@@ -257,14 +260,28 @@ class Connection(HttpToolsProtocol):
             self._header_limit = None
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Say why, unless another answer is on its way, and hang up."""
+        """Say why, unless answers are on their way; after the last of these, hang up, and read no more."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
-            exchange = Exchange(request_id(None), started=self._began if self._reading_headers else time.monotonic())
-            self.transport.write(_refusal(exchange, status, detail))
-            exchange.log_line(logging.INFO, "-", "-")
+        unanswered = [each for each in self._unanswered if not each.response_complete]
+        if unanswered and not self._is_body_of(unanswered):
+            self._deaf = True
+            self.cycle.keep_alive = False
+            return
+        exchange = Exchange(request_id(None), started=self._began if self._reading_headers else time.monotonic())
+        self.transport.write(_refusal(exchange, status, detail))
+        exchange.log_line(logging.INFO, "-", "-")
         self.transport.close()
+
+    def _is_body_of(self, unanswered: list[RequestResponseCycle]) -> bool:
+        """Whether it is the body of the one request without an answer that is no HTTP."""
+        cycle = self.cycle
+        return (
+            unanswered == [cycle]
+            and not isinstance(cycle, _PlainCycle)
+            and cycle.more_body
+            and not cycle.response_started
+        )
 
     def _watch(self, call: Callable[[], None]) -> Callable[[], None]:
         self._watchers.add(call)

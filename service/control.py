@@ -154,7 +154,7 @@ class Control:
         """Let an alias stand for a version that is in service, or for none; it is written to the folder first.
 
         Raises:
-            InvalidRequest: models are not controlled by request.
+            InvalidRequest: models are not controlled by request, or the folder cannot be written to.
             InvalidParameter: the version is not in service.
             UnknownModel: the model is not in service.
         """
@@ -167,7 +167,11 @@ class Control:
             aliases = {key: each for key, each in self._repository.aliases.get(name, {}).items() if key != alias}
             if version is not None:
                 aliases[alias] = version
-            await asyncio.to_thread(_write_aliases, self._folder / name / ALIASES_NAME, aliases)
+            path = self._folder / name / ALIASES_NAME
+            try:
+                await asyncio.to_thread(_write_aliases, path, aliases)
+            except OSError as error:
+                raise InvalidRequest(f"{path} cannot be written, so no alias moves: {error.strerror}") from error
             await self._workers.recall()
             self._repository.aliases[name] = aliases
         log.info("alias %s of %s is %s", alias, name, version)

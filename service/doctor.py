@@ -21,6 +21,8 @@ from service.settings import Settings
 # Connections, and some for models, logs and libraries.
 ENOUGH_DESCRIPTORS = 4096
 ENOUGH_MEMORY = 512 * 2**20
+# What cgroup v1 has for no limit is a little below 2**63.
+UNLIMITED = 2**60
 # The wheel that has a library of CUDA, by the beginning of its name.
 WHEELS = {
     "libcudnn": "nvidia-cudnn",
@@ -136,10 +138,11 @@ def _memory() -> Iterator[Finding]:
             text = path.read_text().strip()
         except OSError:
             continue
-        if text.isdigit() and int(text) < ENOUGH_MEMORY:
+        limited = text.isdigit() and int(text) < UNLIMITED
+        if limited and int(text) < ENOUGH_MEMORY:
             yield Finding("memory", f"limited to {int(text) // 2**20} MiB", "grant 512 MiB, and more for large models")
         else:
-            yield Finding("memory", "no limit" if not text.isdigit() else f"limited to {int(text) // 2**20} MiB")
+            yield Finding("memory", "no limit" if not limited else f"limited to {int(text) // 2**20} MiB")
         return
 
 

@@ -44,7 +44,7 @@ def discover(folder: Path) -> list[Location]:
     found = [
         Location(path.parent.parent.name, version, path)
         for path in paths
-        if (version := version_of(path.parent.name)) and not path.parent.parent.name.startswith(".")
+        if (version := version_of(path.parent.name)) and not path.parent.parent.name.startswith(".") and path.is_file()
     ]
     if not found:
         raise RepositoryError(

@@ -144,7 +144,9 @@ class _StandardOutput(logging.StreamHandler[TextIO]):
         try:
             self.stream.write(piece)
             self.stream.flush()
-        except Exception:  # whoever reads is gone, and the service goes on
+        except BrokenPipeError:  # whoever read is gone, and the service goes on
+            return
+        except Exception:
             self.handleError(logging.makeLogRecord({}))
 
     def _flush_when_due(self) -> None:

@@ -47,9 +47,11 @@ def problem_headers(error: ServiceError) -> dict[str, str]:
 async def on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's validation errors, as the first parameter that is wrong and why."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    complaint = error.errors()[0]
-    name = ".".join(str(part) for part in complaint["loc"][1:])
-    return await on_service_error(request, InvalidParameter(f"{name}: {complaint['msg']}"))
+    complaints = error.errors()
+    where = complaints[0]["loc"][1:2]
+    said = [each["msg"] for each in complaints if each["loc"][1:2] == where]  # a number or a word has two
+    name = where[0] if where and isinstance(where[0], str) else "the body"
+    return await on_service_error(request, InvalidParameter(f"{name}: {', or: '.join(said)}"))
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:

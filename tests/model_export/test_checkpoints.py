@@ -268,7 +268,9 @@ def test_labels_are_read_from_text_and_json(text: str, tmp_path: Path) -> None:
     assert read_labels(path) == ("ant", "bee")
 
 
-@pytest.mark.parametrize("text", ["", "ant\n\nbee\n", '{"0": "ant", "2": "bee"}', "[", "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "ant\n\nbee\n", '{"0": "ant", "2": "bee"}', "[", "\xff", '["\\ud800"]', "[" * 100_000]
+)
 def test_labels_with_a_gap_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "labels"
     path.write_bytes(text.encode("latin-1"))

@@ -114,6 +114,14 @@ def test_a_version_may_be_a_time(models: Path) -> None:
         assert versions(client) == [1_796_016_566_123, 1]
 
 
+def test_a_file_of_aliases_that_cannot_be_written_is_said(models: Path) -> None:
+    with controlled(models, "explicit") as client:
+        (models / "colours" / "aliases.json").mkdir()
+        refused = client.put("/models/colours/aliases/stable", json={"version": 1})
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+        assert "aliases.json cannot be written, so no alias moves: Is a directory" in refused.json()["detail"]
+
+
 def test_a_load_that_fails_leaves_the_version_in_service_and_says_so(models: Path) -> None:
     with controlled(models, "poll") as client:
         publish(models, "colours", 1, "broken")

@@ -110,6 +110,20 @@ def test_every_answer_carries_the_request_id_and_the_stages(client: TestClient) 
 
 
 @pytest.mark.parametrize(
+    ("version", "said"), [("0", "greater than or equal to 1"), ("latest", "or: Input should be 'stable' or 'canary'")]
+)
+def test_a_parameter_that_is_wrong_is_named(client: TestClient, version: str, said: str) -> None:
+    detail = assert_problem(classify(client, version=version), 422, "invalid_parameter")["detail"]
+    assert detail.startswith("version: Input should be")
+    assert said in detail
+
+
+def test_a_form_without_a_byte_is_no_body(client: TestClient) -> None:
+    form = {"content-type": "multipart/form-data; boundary=X"}
+    assert_problem(client.post("/classify", content=iter([b""]), headers=form), 400, "empty_body")
+
+
+@pytest.mark.parametrize(
     "sent",
     [
         "{550e8400-e29b-41d4-a716-446655440000}",

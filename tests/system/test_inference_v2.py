@@ -161,6 +161,14 @@ def test_bodies_are_compressed_either_way(
     assert response.headers["content-encoding"] == coding
 
 
+@pytest.mark.parametrize(("weight", "taken"), [("0", False), ("0.", False), ("0.000", False), ("0.001", True)])
+def test_a_coding_that_is_refused_is_not_answered_in(server: Server, weight: str, taken: bool) -> None:
+    blank = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": [0] * 3072}
+    coded = {"accept-encoding": f"gzip; q={weight}"}
+    answer = server.post(f"/v2/models/{MODEL}/infer", json={"id": "long" * 500, "inputs": [blank]}, headers=coded)
+    assert (answer.status_code, "content-encoding" in answer.headers) == (200, taken)
+
+
 async def test_the_asynchronous_clients_get_the_same_answers(
     client: Any, address: str, pixels: NDArray[np.uint8], expected: NDArray[np.float32]
 ) -> None:

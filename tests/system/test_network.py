@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from service.connection import CLOSING_SECONDS
 from tests.system.server import Server, free_port, run_command, running, wait_until_ready
-from tests.system.wire import UPGRADE, answers, connected, form_request, request
+from tests.system.wire import UPGRADE, answers, connected, form_request, is_closed, request
 
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
 
@@ -170,6 +170,26 @@ def test_the_body_of_a_request_that_wishes_for_http_2_is_no_request(
         assert found[0] == found[1]
         assert (status, b'"live"' in answer) == (200, True)
     assert "upgrade" not in server.log.read_text().lower()
+
+
+def test_garbage_behind_a_request_takes_nothing_from_its_answer(server: Server, samples: list[Path]) -> None:
+    image = samples[0].read_bytes()
+    documented = request(image, target="/classify?explain=cam")
+    for sent in (request(image), documented, request(image) * 2, documented + request(image)):
+        with connected(server) as connection:
+            connection.sendall(sent + b"\x00\x01 garbage\r\n\r\n" * 3)
+            found = answers(connection, sent.count(b"POST "))
+            assert {status for status, _, _ in found} == {200}
+            assert is_closed(connection, within=2)
+
+
+def test_a_body_whose_chunks_are_no_http_gets_a_problem(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(request(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"zz\r\n")
+        ((status, headers, body),) = answers(connection, 1)
+        assert (status, b'"malformed_request"' in body, headers["connection"]) == (400, True, "close")
+        assert is_closed(connection, within=2)
+    assert not server.tracebacks()
 
 
 def test_the_server_is_no_proxy(server: Server) -> None:

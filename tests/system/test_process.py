@@ -137,6 +137,13 @@ def test_asked_for_cuda_without_one_it_exits_and_never_falls_back(digits_models:
     assert "device cuda was asked for" in result.stderr
 
 
+def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "net" / "1").mkdir(parents=True)
+    os.mkfifo(tmp_path / "net" / "1" / "model.onnx")
+    result = run_command("check", "--models", str(tmp_path))
+    assert (result.returncode, "no model in" in result.stderr) == (1, True)
+
+
 def test_a_default_model_that_is_not_there_stops_the_start(digits_models: Path) -> None:
     result = run_command("--models", str(digits_models), "--default-model", "letters", "--port", str(free_port()))
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
