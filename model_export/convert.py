@@ -152,4 +152,7 @@ def _publish(staging: Path, folder: Path, wanted: int | None) -> Path:
 
 
 def _next_version(folder: Path) -> int:
-    return max((version_of(each.name) or 0 for each in folder.iterdir()), default=0) + 1
+    found = max((version_of(each.name) or 0 for each in folder.iterdir()), default=0) + 1
+    if version_of(str(found)) is None:
+        raise ExportError(f"{folder} has the highest version that there can be: give --version")
+    return found

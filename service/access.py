@@ -99,7 +99,9 @@ class Keys:
         return key
 
     def identify(self, headers: Mapping[str, str]) -> Key:
-        """Whose key it is; NOBODY's where none is asked for.
+        """Whose key it is, of several the one that opens more; NOBODY's where none is asked for.
+
+        Header values are taken to be decoded as Latin-1, whatever the caller wrote them in.
 
         Raises:
             Unauthorized: there is none that is known.
@@ -109,7 +111,6 @@ class Keys:
         self._look()
         authorization = headers.get("authorization", "")
         bearer = authorization[len(BEARER) :] if authorization.lower().startswith(BEARER) else ""
-        # Header values are read as Latin-1, whatever the caller wrote them in.
         given = filter(None, (bearer, headers.get("x-api-key")))
         sent = [hashlib.sha256(each.encode("latin-1")).digest() for each in given]
         known = (*self._given, *self._from_file)
@@ -117,7 +118,7 @@ class Keys:
         matches = [key for each in sent for key in known if hmac.compare_digest(each, key.digest)]
         if not matches:
             raise Unauthorized
-        return matches[0]
+        return max(matches, key=lambda key: len(key.scopes))
 
     def _spend(self, key: Key) -> None:
         now, most = time.monotonic(), max(1.0, self._rate)
@@ -179,9 +180,9 @@ def _key(line: str, place: str) -> Key:
 
 
 def _digest(given: str) -> bytes:
-    if not given.startswith(PREFIX):
+    if not given.lower().startswith(PREFIX):
         return _sha256(given)
-    stated = given.removeprefix(PREFIX)
+    stated = given[len(PREFIX) :]
     if not re.fullmatch("[0-9a-fA-F]{64}", stated):
         raise ValueError(f"what follows {PREFIX} is not a digest of 64 hex digits")
     return bytes.fromhex(stated)

@@ -40,13 +40,19 @@ def audited(action: str, keys: Keys, headers: Mapping[str, str], address: str, e
         _write_down(action, who, address, outcome, exchange)
 
 
-@contextmanager
-def audited_refusal(action: str, address: str, exchange: Exchange) -> Iterator[None]:
-    """Write down that somebody without a key that is known, or too often, wants to administer; otherwise nothing."""
+def check_administrator(action: str, keys: Keys, headers: Mapping[str, str], address: str, exchange: Exchange) -> None:
+    """Check the key of whoever wants to administer, as of everybody else, and write down who is refused.
+
+    Raises:
+        Unauthorized: there is none that is known.
+        RateLimited: it has asked too often.
+    """
+    who = "?"
     try:
-        yield
+        who = keys.identify(headers).name
+        keys.check(headers)
     except ServiceError as error:
-        _write_down(action, "?", address, error.code, exchange)
+        _write_down(action, who, address, error.code, exchange)
         raise
 
 

@@ -60,7 +60,6 @@ class Connection(HttpToolsProtocol):
         """As uvicorn's; `returned` is what came with one that a worker gave back, None for a new one."""
         super().__init__(*args, **kwargs)
         self.parser = RequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         state = cast("FastAPI", self.config.app).state
         self._short_way: ShortWay = state.short_way
         self._workers: Workers = state.parts.workers
@@ -220,6 +219,7 @@ class Connection(HttpToolsProtocol):
 
     def _give_up_on_the_body(self, cycle: _PlainCycle) -> None:
         cycle.keep_alive = False
+        self._deaf = True
         cycle.closes_in = LINGER_SECONDS  # to close at once would reset the connection before the answer is read
         cycle.request.fail(DeadlineExceeded())
         self._answer_plainly(cycle)
@@ -266,6 +266,11 @@ class Connection(HttpToolsProtocol):
         unanswered = [each for each in self._unanswered if not each.response_complete]
         if unanswered and not self._is_body_of(unanswered):
             self._deaf = True
+            if len(unanswered) > 1 and self.cycle.more_body:  # it has not begun, and would wait for its body
+                self.pipeline.popleft()
+                self._unanswered.remove(self.cycle)
+                self.cycle = unanswered[-2]
+                self.scope = self.cycle.scope
             self.cycle.keep_alive = False
             return
         exchange = Exchange(request_id(None), started=self._began if self._reading_headers else time.monotonic())

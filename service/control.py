@@ -117,9 +117,10 @@ class Control:
         async with self._changing():
             every = await asyncio.to_thread(self._scan)
             found = {each: seen for each, seen in every.items() if _is(each, name, version)}
+            if every:  # a volume that is gone for a moment takes nothing with it
+                self._repository.unloaded &= every.keys()
             if not found:
                 raise UnknownModel("There is no such model or version in the folder of models.")
-            self._repository.unloaded &= every.keys()
             for location in found.keys() & self._repository.failed.keys():
                 self._tried.pop(location, None)
             await self._bring_in_line(

@@ -7,8 +7,8 @@ from pathlib import Path
 from service.errors import StartError
 
 MODEL_FILE = "model.onnx"
-# A time in milliseconds has room, and 64 bits have room for it.
-MOST_DIGITS = 18
+# A time in milliseconds has room, and JavaScript's numbers have room for it.
+MOST_DIGITS = 15
 # As the exporter writes it: 01 beside 1 would be the same version twice.
 VERSION = f"[1-9][0-9]{{0,{MOST_DIGITS - 1}}}"
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from service.access import Keys
-from service.audit import audited, audited_refusal
+from service.audit import audited, check_administrator
 from service.errors import Draining, Forbidden, InvalidRequest, ServiceError
 from service.exchange import Exchange, request_id
 from service.lifecycle import Lifecycle
@@ -75,7 +75,7 @@ class Calls:
         request_type = getattr(service_pb2, f"{name}Request")
 
         async def answer(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
-            metadata = dict(context.invocation_metadata())
+            metadata = _as_headers(context.invocation_metadata())
             exchange = Exchange(request_id(metadata.get(REQUEST_ID)))
             try:
                 if name not in PROBES:
@@ -99,7 +99,9 @@ class Calls:
     def _check(
         self, name: str, metadata: Mapping[str, str], context: grpc.aio.ServicerContext, exchange: Exchange
     ) -> None:
-        with audited_refusal(name, context.peer(), exchange) if name in ADMINISTRATION else nullcontext():
+        if name in ADMINISTRATION:
+            check_administrator(name, self._keys, metadata, context.peer(), exchange)
+        else:
             self._keys.check(metadata)
 
     def _administration(
@@ -129,6 +131,11 @@ class Calls:
         if name == CLASSIFICATION:
             exchange.measure(self._metrics)
         exchange.log_line(logging.INFO if name == CLASSIFICATION else logging.DEBUG, "gRPC", f"/{SERVICE}/{name}")
+
+
+def _as_headers(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
+    """Decoded as headers are, Latin-1 instead of UTF-8; without what is binary."""
+    return {name: value.encode().decode("latin-1") for name, value in metadata if isinstance(value, str)}
 
 
 def _read(request_type: Any, body: bytes) -> Any:

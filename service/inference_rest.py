@@ -111,13 +111,13 @@ def json_length(body: bytes, header_length: str | None) -> int:
 
 
 class _Index(BaseModel):
-    ready: bool = False
+    ready: bool | None = None
 
 
 def parse_index(body: bytes) -> bool:
     """Whether only what is ready is asked for; InvalidRequest if the body is not valid."""
     try:
-        return _Index.model_validate_json(body).ready
+        return bool(_Index.model_validate_json(body).ready)
     except ValidationError as error:
         raise InvalidRequest(f"the request is not valid: {first_problem(error)}") from error
 

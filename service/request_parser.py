@@ -31,8 +31,8 @@ class RequestParser(httptools.HttpRequestParser):
 
     def __init__(self, parsed: Parsed) -> None:
         """`parsed` keeps names of headers in small letters."""
-        super().__init__(parsed)
         self._parsed = parsed
+        self._begin()
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override]
         """As httptools has it, but there is no HttpParserUpgrade; CONNECT, which is nothing else, is not taken.
@@ -47,8 +47,14 @@ class RequestParser(httptools.HttpRequestParser):
                 if self.get_method() == b"CONNECT":
                     raise httptools.HttpParserError("this is no proxy") from upgrade
                 data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                self._begin()
             else:
                 return
+
+    def _begin(self) -> None:
+        """Anew: behind a head whose connection is to end, httptools would take in nothing more."""
+        super().__init__(self._parsed)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
 
     def _head_without_upgrade(self) -> bytes:
         start = b"%s %s HTTP/%s\r\n" % (self.get_method(), self._parsed.url, self.get_http_version().encode())

@@ -218,7 +218,6 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "Not an image, truncated, or no body.",
         401: "Keys are set, and none that was sent matches.",
-        403: "The key may classify and not control models.",
         404: "The model or version is not served.",
         413: "Too many bytes, or too many pixels.",
         415: "A body that is no image, multipart form or octet stream.",

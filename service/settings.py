@@ -46,9 +46,10 @@ def _are_keys(keys: SecretStr) -> SecretStr:
 
 
 def _is_url(text: str) -> str:
-    if text and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", text):
+    url = text.strip()
+    if url and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url, re.IGNORECASE):
         raise ValueError("it is no URL, as http://HOST:4318/v1/traces is")
-    return text
+    return url
 
 
 class Settings(BaseSettings):

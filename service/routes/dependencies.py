@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from service.access import Keys
-from service.audit import audited, audited_refusal
+from service.audit import audited, check_administrator
 from service.control import Control
 from service.exchange import Exchange, exchange_of
 from service.intake import Intake
@@ -60,9 +60,8 @@ async def authorised(request: Request, service: Service) -> None:
 
 async def authorised_to_administer(request: Request, service: Service) -> None:
     """As `authorised`; who is refused is written down. What a key may do is for `administration` to say."""
-    action = f"{request.method} {request.url.path}"
-    with audited_refusal(action, _address(request), exchange_of(request)):
-        service.keys.check(request.headers)
+    action = f"{request.method} {request.scope['path']}"
+    check_administrator(action, service.keys, request.headers, _address(request), exchange_of(request))
 
 
 def asked_model(

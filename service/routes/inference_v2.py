@@ -111,7 +111,7 @@ async def statistics(service: Service, name: str, version: int | None = None) ->
 async def index(request: Request, service: Service) -> list[dict[str, str]]:
     """Every version that was loaded or tried, and why one is not in service; with `ready`, only those that are."""
     body = await _small_body(request, service)
-    return repository_index(service.repository, only_ready=bool(body) and parse_index(body))
+    return repository_index(service.repository, only_ready=bool(body.strip()) and parse_index(body))
 
 
 @administrative.post("/repository/models/{name}/load")

@@ -1,11 +1,11 @@
 """`GET /models`: what is served, and what is not and why."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
 from service.costs import Costs
-from service.errors import Starting, UnknownModel
+from service.errors import Forbidden, Starting, UnknownModel
 from service.repository import ServedModel
 from service.routes.dependencies import Parts, Service, administration, authorised_to_administer, on_admin_port
 from service.schemas import (
@@ -22,10 +22,14 @@ from service.schemas import (
 from service.splits import Alias
 
 router = APIRouter(tags=["models"], responses={status: PROBLEMS[status] for status in (404, 422, 503)})
+REFUSED: dict[int | str, dict[str, Any]] = {
+    400: PROBLEMS[400] | {"description": "Models are not controlled by request, or the folder cannot be written to."},
+    403: PROBLEMS[401] | {"description": Forbidden.detail},
+}
 administrative = APIRouter(
     tags=["models"],
     dependencies=[Depends(authorised_to_administer), Depends(on_admin_port)],
-    responses={status: PROBLEMS[status] for status in (400, 401, 403, 404, 422, 503)},
+    responses=REFUSED | {status: PROBLEMS[status] for status in (401, 404, 422, 503)},
 )
 
 Name = Annotated[str, Path(description="The folder's name.")]

@@ -343,7 +343,7 @@ def test_a_bare_state_dict_needs_what_it_does_not_say(
         ["convert"],
         ["convert", "x", "--name", "n", "--version", "0"],
         ["fly"],
-        ["convert", "x", "--name", "n", "--version", "1" * 19],
+        ["convert", "x", "--name", "n", "--version", "1" * 16],
     ],
 )
 def test_wrong_usage_exits_2(arguments: list[str]) -> None:

@@ -133,12 +133,33 @@ def test_each_administration_is_written_down_and_no_key_ever_is(
         bearer("right") | {"x-api-key": "wrong"},
         {"authorization": "Basic cmlnaHQ=", "x-api-key": "right"},
         {"x-api-key": "grün".encode()},
+        {"x-api-key": "€".encode()},
     ],
 )
 def test_one_key_that_matches_is_enough(colour_models: Path, sent: dict[str, Any]) -> None:
-    with serving(colour_models, api_keys="right,grün") as client:
+    with serving(colour_models, api_keys="right,grün,€") as client:
         assert client.post("/classify", content=encode("red"), headers=IMAGE | sent).status_code == 200
         assert client.post("/classify", content=encode("red"), headers=IMAGE | {"x-api-key": ""}).status_code == 401
+
+
+def test_of_two_keys_the_one_that_opens_more_counts(colour_models: Path) -> None:
+    with guarded(
+        colour_models, line("shop", "classify", "shop-key") + line("ops", "admin,classify", "ops-key")
+    ) as client:
+        load = "/v2/repository/models/colours/load"
+        for headers in (bearer("shop-key") | {"x-api-key": "ops-key"}, bearer("ops-key") | {"x-api-key": "shop-key"}):
+            assert client.post(load, headers=headers).status_code == 200
+
+
+def test_an_administrator_who_asks_too_often_is_written_down_by_name(
+    colour_models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with guarded(colour_models, line("ops", "admin", "ops-key"), rate_limit=1) as client:
+        load = "/v2/repository/models/a%0Ab/load"
+        assert [client.post(load, headers=bearer("ops-key")).status_code for _ in range(2)] == [404, 429]
+    last = [record for record in caplog.records if record.name == "service.audit"][-1]
+    assert last.getMessage().startswith(r"'POST /v2/repository/models/a\nb/load' by ops from ")
+    assert last.__dict__["fields"]["outcome"] == "rate_limited"
 
 
 def test_a_key_may_be_given_as_its_digest(colour_models: Path) -> None:

@@ -207,8 +207,8 @@ def test_load_and_unload_by_request(models: Path) -> None:
         assert client.get("/health/ready").status_code == 200
         assert client.post("/v2/repository/models/colours/unload", json=body).status_code == 200
         shutil.rmtree(models / "colours" / "2")
-        assert client.post("/v2/repository/models/colours/load").status_code == 200
-        assert len(client.post("/v2/repository/index").json()) == 1
+        assert client.post("/v2/repository/models/colours/load", json=body).status_code == 404
+        assert len(client.post("/v2/repository/index", content=b" ").json()) == 1
 
 
 def test_what_cannot_be_loaded_is_an_error_of_the_protocol(models: Path) -> None:

@@ -29,6 +29,7 @@ def test_an_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch)
         ("SERVICE_MAX_QUEUE", "10"),  # smaller than one allowed batch request
         ("SERVICE_API_KEYS", " , "),  # as of "$A,$B" where neither is set: it would be open to everybody
         ("SERVICE_API_KEYS", "sha256:abcd"),
+        ("SERVICE_API_KEYS", "SHA256:abcd"),
         ("SERVICE_OTLP_ENDPOINT", "collector"),
         ("SERVICE_DRAIN_TIMEOUT_MS", str(10**18)),
     ],

@@ -1,8 +1,11 @@
 """The Open Inference Protocol over gRPC, as Triton's own client speaks it to a real server."""
 
 import json
+import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -278,6 +281,23 @@ def test_a_timeout_that_cannot_be_kept_is_an_error_of_the_protocol(client: Any) 
     with pytest.raises(InferenceServerException) as failed:
         client.infer(MODEL, [tensor(BLANK)], timeout=1)
     assert failed.value.status() in ("StatusCode.DEADLINE_EXCEEDED", "StatusCode.RESOURCE_EXHAUSTED")
+
+
+def test_a_key_that_is_not_ascii_opens_over_grpc_too(digits_models: Path) -> None:
+    curl = shutil.which("curl") or pytest.skip("Triton's client sends no such metadata, and there is no curl")
+    if b"HTTP2" not in subprocess.run([curl, "--version"], capture_output=True, check=True).stdout:
+        pytest.skip("Triton's client sends no such metadata, and curl does not speak HTTP/2")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/inference.GRPCInferenceService/RepositoryIndex"
+    command = [curl, "-sS", "--http2-prior-knowledge", "-D", "-", "-o", os.devnull, "--data-binary", "@-", url]
+    command += ["-H", "content-type: application/grpc", "-H", "te: trailers", "-H"]
+    keys = os.environ | {"SERVICE_API_KEYS": "grün,€"}
+    with running(digits_models, "--grpc-port", str(port), environment=keys) as server:
+        for key, status in (("grün", 0), ("€", 0), ("ü", 16)):
+            asked = [*command, f"x-api-key: {key}"]
+            told = subprocess.run(asked, input=bytes(5), capture_output=True, timeout=10, check=True).stdout
+            assert b"grpc-status: %d\r\n" % status in told
+        assert not server.tracebacks()
 
 
 def with_contents_and_raw(request: Any) -> None:

@@ -172,6 +172,25 @@ def test_the_body_of_a_request_that_wishes_for_http_2_is_no_request(
     assert "upgrade" not in server.log.read_text().lower()
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("asked", ["Upgrade", "close, Upgrade", "Upgrade, keep-alive"])
+def test_a_wish_for_another_protocol_on_a_connection_that_ends_is_answered_at_once(
+    server: Server, version: str, asked: str, samples: list[Path]
+) -> None:
+    image = samples[0].read_bytes()
+    wish = (f"Connection: {asked}", "Upgrade: h2c")
+    for sent in (
+        request(image, *wish),
+        b"\r\n".join([b"GET /models HTTP/1.1", b"Host: x", *map(str.encode, wish), b"", b""]),
+    ):
+        with connected(server) as connection:
+            connection.settimeout(5)
+            connection.sendall(sent.replace(b" HTTP/1.1", f" HTTP/{version}".encode(), 1))
+            ((status, _, _),) = answers(connection, 1)
+            assert status == 200
+            assert "close" not in asked or is_closed(connection, within=2)
+
+
 def test_garbage_behind_a_request_takes_nothing_from_its_answer(server: Server, samples: list[Path]) -> None:
     image = samples[0].read_bytes()
     documented = request(image, target="/classify?explain=cam")
@@ -181,6 +200,14 @@ def test_garbage_behind_a_request_takes_nothing_from_its_answer(server: Server, 
             found = answers(connection, sent.count(b"POST "))
             assert {status for status, _, _ in found} == {200}
             assert is_closed(connection, within=2)
+
+
+def test_chunks_that_are_no_http_behind_a_request_hold_nothing_up(server: Server, samples: list[Path]) -> None:
+    broken = request(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"zz\r\n"
+    with connected(server) as connection:
+        connection.sendall(request(samples[0].read_bytes(), target="/classify?explain=cam") + broken)
+        assert [status for status, _, _ in answers(connection, 1)] == [200]
+        assert is_closed(connection, within=2)
 
 
 def test_a_body_whose_chunks_are_no_http_gets_a_problem(server: Server) -> None:
