@@ -119,6 +119,23 @@ def test_a_start_that_fails_says_why_in_one_line(
     assert "Traceback" not in result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("module", ["service.cli", "uvicorn"])  # at once, and while the first model is being opened
+def test_a_start_that_is_interrupted_says_so_in_one_line(digits_models: Path, module: str) -> None:
+    program = f"""
+import signal, sys
+class Interrupt:
+    def find_spec(name, *_):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt)
+from service.__main__ import main
+sys.exit(main())
+"""
+    command = [sys.executable, "-c", program, "--models", str(digits_models), "--port", str(free_port())]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "resnet-serve: interrupted\n")
+
+
 def test_a_taken_port_is_named(digits_models: Path) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
