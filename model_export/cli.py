@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from model_export.datasets import FORMS, is_known
 from model_export.errors import ExportError
-from service.folder import MOST_DIGITS, version_of
+from service.folder import VERSION_DIGITS, version_of
 
 if TYPE_CHECKING:
     from model_export.skip_schedule import Closure
@@ -395,7 +395,7 @@ def _share(text: str) -> float:
 def _version(text: str) -> int:
     number = version_of(text)
     if number is None:
-        raise argparse.ArgumentTypeError(f"must be a positive whole number of {MOST_DIGITS} digits at most")
+        raise argparse.ArgumentTypeError(f"must be a positive whole number of {VERSION_DIGITS} digits at most")
     return number
 
 

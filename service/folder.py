@@ -8,9 +8,9 @@ from service.errors import StartError
 
 MODEL_FILE = "model.onnx"
 # A time in milliseconds has room, and JavaScript's numbers have room for it.
-MOST_DIGITS = 15
+VERSION_DIGITS = 15
 # As the exporter writes it: 01 beside 1 would be the same version twice.
-VERSION = f"[1-9][0-9]{{0,{MOST_DIGITS - 1}}}"
+VERSION = f"[1-9][0-9]{{0,{VERSION_DIGITS - 1}}}"
 
 
 class RepositoryError(StartError):

@@ -10,7 +10,7 @@ from tritonclient.grpc import service_pb2
 
 from service.deadlines import before
 from service.errors import ServiceError
-from service.folder import MOST_DIGITS
+from service.folder import VERSION_DIGITS
 from service.grpc_calls import Call, Method
 from service.hang_up import never
 from service.inference_messages import parse, render
@@ -127,4 +127,4 @@ def _version(text: str) -> int | None:
     """None for the highest one; 0, which no model has, for what is no number."""
     if not text:
         return None
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS else 0
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= VERSION_DIGITS else 0

@@ -8,7 +8,7 @@ Triton's docs/protocol/extension_binary_data.md
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ WORTH_COMPRESSING = 1400
 # More than any length has that is served; Python reads no number of thousands.
 MOST_DIGITS = 18
 _Parameters = dict[str, StrictBool | StrictInt | float | str]
+_Form = TypeVar("_Form", bound=BaseModel)
 
 
 class SentAs(NamedTuple):
@@ -93,13 +94,13 @@ def parse(body: bytes, header_length: str | None, signature: Signature) -> Infer
         InvalidRequest: what is wrong with it.
     """
     if header_length is None:
-        return understand(_request(_read(body), b""), signature)
+        return understand(_request(_read(_Request, body), b""), signature)
     length = json_length(body, header_length)
     if not 0 <= length <= len(body):
         raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {header_length[:32]}")
     if length == 0:
         return Inference("", _raw(body, signature), Wanted(binary=True))
-    return understand(_request(_read(body[:length]), body[length:]), signature)
+    return understand(_request(_read(_Request, body[:length]), body[length:]), signature)
 
 
 def json_length(body: bytes, header_length: str | None) -> int:
@@ -116,10 +117,7 @@ class _Index(BaseModel):
 
 def parse_index(body: bytes) -> bool:
     """Whether only what is ready is asked for; InvalidRequest if the body is not valid."""
-    try:
-        return bool(_Index.model_validate_json(body).ready)
-    except ValidationError as error:
-        raise InvalidRequest(f"the request is not valid: {first_problem(error)}") from error
+    return bool(_read(_Index, body).ready)
 
 
 def parse_control(body: bytes) -> int | None:
@@ -128,10 +126,7 @@ def parse_control(body: bytes) -> int | None:
     Raises:
         InvalidRequest: the body is not valid, or brings a model or a configuration of its own.
     """
-    try:
-        parameters = _Control.model_validate_json(body).parameters
-    except ValidationError as error:
-        raise InvalidRequest(f"the request is not valid: {first_problem(error)}") from error
+    parameters = _read(_Control, body).parameters
     foreign = [name for name in parameters if name == "config" or name.startswith("file:")]
     if foreign:
         raise InvalidRequest(f"parameter {foreign[0][:64]}: a model is loaded from the folder as it is")
@@ -141,9 +136,9 @@ def parse_control(body: bytes) -> int | None:
     return version
 
 
-def _read(content: bytes) -> _Request:
+def _read(form: type[_Form], content: bytes) -> _Form:
     try:
-        return _Request.model_validate_json(content)
+        return form.model_validate_json(content)
     except ValidationError as error:
         raise InvalidRequest(f"the request is not valid: {first_problem(error)}") from error
 

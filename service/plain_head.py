@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from service.artifact import ModelCard
 from service.content import RawHeaders
-from service.folder import MOST_DIGITS
+from service.folder import VERSION_DIGITS
 from service.image import PROMPT, Bounds, is_within
 from service.inference_rest import HEADER_LENGTH
 from service.schemas import ClassifyHeaders, ClassifyQuery
@@ -25,7 +25,7 @@ from service.uploads import is_form, is_image
 METHOD, PATH = "POST", "/classify"
 _METHOD, _TARGET = METHOD.encode(), PATH.encode()
 # A name with other characters, or a query, is for the frameworks to decode.
-_INFER_TARGET = re.compile(rf"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]{{1,{MOST_DIGITS}}}))?/infer")
+_INFER_TARGET = re.compile(rf"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]{{1,{VERSION_DIGITS}}}))?/infer")
 # What one parameter or header says is asked again and again; what a caller varies at will must not fill the memory.
 REMEMBERED = 256
 # A longer head, target or header is not worth remembering.

@@ -5,7 +5,8 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -341,43 +342,44 @@ def test_a_plain_classifier_is_served_with_its_config(
     assert loaded.costs.sizes[-1] <= max_batch
 
 
-def test_a_graph_that_answers_only_the_first_image_of_a_batch_is_refused(tmp_path: Path) -> None:
-    path = write_plain(tmp_path, ["n", 3, 8, 8], [2, 3])
+@contextmanager
+def changed_plain(folder: Path) -> Iterator[tuple[Path, onnx.GraphProto]]:
+    """A plain model of the mean of each channel, with its configuration, whose graph is to be changed."""
+    path = write_plain(folder, ["n", 3, 8, 8], [2, 3])
     proto = onnx.load(path)
-    proto.graph.node[0].output[0] = "all"
-    for name, value in {"start": 0, "end": 1}.items():
-        proto.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
-    proto.graph.node.append(helper.make_node("Slice", ["all", "start", "end"], ["y"]))
-    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "m"
+    yield path, proto.graph
     onnx.save(proto, path)
-    (tmp_path / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG))
+    (folder / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG))
+
+
+def test_a_graph_that_answers_only_the_first_image_of_a_batch_is_refused(tmp_path: Path) -> None:
+    with changed_plain(tmp_path) as (path, graph):
+        graph.node[0].output[0] = "all"
+        for name, value in {"start": 0, "end": 1}.items():
+            graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+        graph.node.append(helper.make_node("Slice", ["all", "start", "end"], ["y"]))
+        graph.output[0].type.tensor_type.shape.dim[0].dim_param = "m"
     with pytest.raises(ArtifactError, match=r"a batch of 2 gives logits \(1, 3\)"):
         load_file(path)
 
 
 def test_a_graph_whose_logits_have_no_rank_is_refused(tmp_path: Path) -> None:
-    path = write_plain(tmp_path, ["n", 3, 8, 8], [2, 3])
-    proto = onnx.load(path)
-    proto.graph.node[0].output[0] = "all"
-    proto.graph.node.append(helper.make_node("Shape", ["all"], ["shape"]))
-    proto.graph.node.append(helper.make_node("NonZero", ["shape"], ["places"]))
-    proto.graph.node.append(helper.make_node("Squeeze", ["all"], ["y"]))
-    proto.graph.output[0].type.tensor_type.ClearField("shape")
-    onnx.save(proto, path)
-    (tmp_path / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG))
+    with changed_plain(tmp_path) as (path, graph):
+        graph.node[0].output[0] = "all"
+        graph.node.append(helper.make_node("Shape", ["all"], ["shape"]))
+        graph.node.append(helper.make_node("NonZero", ["shape"], ["places"]))
+        graph.node.append(helper.make_node("Squeeze", ["all"], ["y"]))
+        graph.output[0].type.tensor_type.ClearField("shape")
     with pytest.raises(ArtifactError, match=r"gives \[\] instead of logits \[batch, 3\]"):
         load_file(path)
 
 
 def test_a_graph_that_runs_single_images_only_is_refused(tmp_path: Path) -> None:
-    path = write_plain(tmp_path, ["n", 3, 8, 8], [2, 3])
-    proto = onnx.load(path)
-    for name, value in {"flat": np.array([1, 192]), "weights": np.ones((192, 3), np.float32)}.items():
-        proto.graph.initializer.append(numpy_helper.from_array(value, name))
-    proto.graph.node[0].CopyFrom(helper.make_node("Reshape", ["x", "flat"], ["all"]))
-    proto.graph.node.append(helper.make_node("MatMul", ["all", "weights"], ["y"]))
-    onnx.save(proto, path)
-    (tmp_path / "plain" / "config.json").write_text(json.dumps(PLAIN_CONFIG))
+    with changed_plain(tmp_path) as (path, graph):
+        for name, value in {"flat": np.array([1, 192]), "weights": np.ones((192, 3), np.float32)}.items():
+            graph.initializer.append(numpy_helper.from_array(value, name))
+        graph.node[0].CopyFrom(helper.make_node("Reshape", ["x", "flat"], ["all"]))
+        graph.node.append(helper.make_node("MatMul", ["all", "weights"], ["y"]))
     with pytest.raises(ArtifactError, match="it cannot run a batch of 2: "):
         load_file(path)
 
