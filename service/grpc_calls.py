@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -85,14 +85,16 @@ class Calls:
                     message = await method(_read(request_type, body), Call(exchange, len(body), context))
                 exchange.finish(200)
                 context.set_trailing_metadata(((REQUEST_ID, exchange.request_id),))
-                return bytes(message.SerializeToString())
+                answered: bytes | ServiceError = message.SerializeToString()
             except (Exception, asyncio.CancelledError) as error:
-                failure = self._failure(error, exchange)
+                answered = self._failure(error, exchange)
                 if isinstance(error, asyncio.CancelledError):
                     raise
-                return await _refuse(context, failure, exchange)
             finally:
-                self._record(name, exchange)
+                self._record(name, exchange)  # before the answer leaves: whoever has it may look for it in the metrics
+            if isinstance(answered, ServiceError):
+                await _refuse(context, answered, exchange)
+            return answered
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
@@ -145,7 +147,7 @@ def _read(request_type: Any, body: bytes) -> Any:
         raise InvalidRequest(f"the message is not an {request_type.DESCRIPTOR.full_name}") from error
 
 
-async def _refuse(context: grpc.aio.ServicerContext, failure: ServiceError, exchange: Exchange) -> bytes:
+async def _refuse(context: grpc.aio.ServicerContext, failure: ServiceError, exchange: Exchange) -> NoReturn:
     metadata = [(REQUEST_ID, exchange.request_id)]
     if failure.retry_after is not None:
         metadata.append(("retry-after", str(failure.retry_after)))

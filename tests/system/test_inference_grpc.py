@@ -340,8 +340,7 @@ def test_bytes_that_are_no_message_are_the_callers_error(listening: Listening) -
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         with pytest.raises(grpc.RpcError, match=r"not an inference\.ModelInferRequest"):
             infer(b"\xff" * 10)
-    # The caller has its answer before the server has counted it.
-    eventually(lambda: listening.server.metric('classify_rejected_total{reason="invalid_request"}') == before + 1)
+    assert listening.server.metric('classify_rejected_total{reason="invalid_request"}') == before + 1
 
 
 def test_callers_who_leave_while_they_are_answered_are_no_failures(listening: Listening) -> None:
@@ -377,7 +376,8 @@ def test_a_full_queue_is_said_and_given_up_calls_cost_no_device_time(
         assert call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "queue is full" in call.details()
         assert int(dict(call.trailing_metadata())["retry-after"]) >= 1
-    eventually(lambda: is_idle(server) and server.metric(given_up) == given_up_before + 1)
+    # Those who left in the test before may be counted late.
+    eventually(lambda: is_idle(server) and server.metric(given_up) > given_up_before)
     assert counted() - before < 64
     assert not server.tracebacks()
 
