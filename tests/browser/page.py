@@ -1,8 +1,7 @@
 """What a person does on the page and waits for."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,15 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-PATIENCE = 20.0
+from tests.waiting import eventually
+
 KEY = "the-key-of-the-guarded-server"
-
-
-def until(met: Callable[[], object]) -> None:
-    """Look again and again, for as long as a person would."""
-    give_up = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
 
 
 def opened(chromium: webdriver.Chrome, url: str) -> webdriver.Chrome:
     """The page of a server, once it shows what is served."""
     chromium.get(url)
-    until(lambda: chromium.find_element(By.ID, "stages").find_elements(By.TAG_NAME, "svg"))
+    eventually(lambda: chromium.find_element(By.ID, "stages").find_elements(By.TAG_NAME, "svg"))
     return chromium
 
 
@@ -38,7 +30,7 @@ def choose(page: webdriver.Chrome, *paths: Path) -> list[WebElement]:
 
 def cards(page: webdriver.Chrome, count: int) -> list[WebElement]:
     """All cards, once there are so many with an answer or a refusal."""
-    until(lambda: len(page.find_elements(By.CSS_SELECTOR, ".shot .predictions, .shot .problem")) == count)
+    eventually(lambda: len(page.find_elements(By.CSS_SELECTOR, ".shot .predictions, .shot .problem")) == count)
     return page.find_elements(By.CSS_SELECTOR, ".shot")
 
 

@@ -11,8 +11,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from tests.browser.page import choose, opened, seen_at, until
+from tests.browser.page import choose, opened, seen_at
 from tests.system.server import Server
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
 
@@ -82,13 +83,13 @@ def test_axe_finds_nothing_in_the_drawing_of_a_deep_network(
 
 def test_axe_finds_nothing_in_the_form_for_a_key(chromium: webdriver.Chrome, axe: str, guarded: Server) -> None:
     chromium.get(guarded.url)
-    until(lambda: chromium.find_element(By.ID, "key").is_displayed())
+    eventually(lambda: chromium.find_element(By.ID, "key").is_displayed())
     assert findings(chromium, axe) == []
 
 
 def test_axe_finds_nothing_in_the_camera(page: webdriver.Chrome, axe: str) -> None:
     page.find_element(By.ID, "open-camera").click()
-    until(lambda: page.execute_script("return document.getElementById('viewfinder').videoWidth"))
+    eventually(lambda: page.execute_script("return document.getElementById('viewfinder').videoWidth"))
     assert findings(page, axe) == []
 
 

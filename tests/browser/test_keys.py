@@ -9,8 +9,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.browser.page import KEY, choose, opened, sent, until
+from tests.browser.page import KEY, choose, opened, sent
 from tests.system.server import Server
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture
 def page(chromium: webdriver.Chrome, guarded: Server) -> webdriver.Chrome:
     chromium.get(guarded.url)
-    until(lambda: chromium.find_element(By.ID, "key").is_displayed())
+    eventually(lambda: chromium.find_element(By.ID, "key").is_displayed())
     return chromium
 
 
@@ -30,7 +31,7 @@ def enter(page: webdriver.Chrome, key: str) -> None:
 
 def entered(page: webdriver.Chrome) -> webdriver.Chrome:
     enter(page, KEY)
-    until(lambda: page.find_element(By.ID, "stages").find_elements(By.TAG_NAME, "svg"))
+    eventually(lambda: page.find_element(By.ID, "stages").find_elements(By.TAG_NAME, "svg"))
     return page
 
 
@@ -44,7 +45,7 @@ def test_without_a_key_the_page_says_what_is_asked_for(page: webdriver.Chrome) -
 
 def test_a_wrong_key_is_told_from_none(page: webdriver.Chrome) -> None:
     enter(page, "wrong")
-    until(lambda: "does not know this key" in page.find_element(By.ID, "problem").text)
+    eventually(lambda: "does not know this key" in page.find_element(By.ID, "problem").text)
     assert page.find_element(By.ID, "key").is_displayed()
     entered(page)
     assert page.find_element(By.ID, "problem").text == ""
@@ -76,7 +77,7 @@ def test_the_key_is_in_no_address_and_kept_nowhere(page: webdriver.Chrome, seven
     assert KEY not in page.execute_script(kept)
     assert page.find_element(By.ID, "key").get_property("value") == ""
     page.refresh()
-    until(lambda: page.find_element(By.ID, "key").is_displayed())
+    eventually(lambda: page.find_element(By.ID, "key").is_displayed())
 
 
 def test_the_curl_line_leaves_the_key_to_the_shell(page: webdriver.Chrome, seven: Path) -> None:

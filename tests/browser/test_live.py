@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.browser.page import until
 from tests.system.server import Server
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
 
@@ -89,11 +89,13 @@ def test_the_figures_are_those_of_the_metrics(chromium: webdriver.Chrome, server
     script = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
     chromium.get(server.url)
     chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
-    until(lambda: chromium.execute_script("return window.shown.length"))
+    eventually(lambda: chromium.execute_script("return window.shown.length"))
     assert [chromium.find_element(By.ID, each).text for each in ("p50", "p99", "batch")] == ["–"] * 3
     classify(server, seven, 60, at_once=8)
     at = chromium.execute_script("return performance.now()")
-    until(lambda: chromium.execute_script("return window.shown.some((each) => each.looks[1].at > arguments[0])", at))
+    eventually(
+        lambda: chromium.execute_script("return window.shown.some((each) => each.looks[1].at > arguments[0])", at)
+    )
     busy = [each for each in chromium.execute_script("return window.shown") if "–" not in each["figures"]]
     assert busy
     for each in busy:

@@ -9,8 +9,9 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.browser.page import cards, choose, opened, seen_at, sent, until
+from tests.browser.page import cards, choose, opened, seen_at, sent
 from tests.system.server import Server, running
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
 
@@ -43,11 +44,11 @@ def test_the_curl_line_is_copied_or_at_least_selected(page: webdriver.Chrome, se
     line = card.find_element(By.CSS_SELECTOR, ".curl code").text
     button = card.find_element(By.CSS_SELECTOR, ".curl button")
     button.click()
-    until(lambda: button.text == "Copied")
+    eventually(lambda: button.text == "Copied")
     assert page.execute_script("return navigator.clipboard.readText()") == line
     page.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as without HTTPS
     button.click()
-    until(lambda: button.text == "Selected")
+    eventually(lambda: button.text == "Selected")
     assert page.execute_script("return getSelection().toString()") == line
 
 
@@ -71,7 +72,7 @@ def test_a_drawn_one_is_classified_and_goes_on_in_the_same_card(page: webdriver.
 
 def test_a_photograph_is_classified(page: webdriver.Chrome) -> None:
     page.find_element(By.ID, "open-camera").click()
-    until(lambda: page.execute_script("return document.getElementById('viewfinder').videoWidth"))
+    eventually(lambda: page.execute_script("return document.getElementById('viewfinder').videoWidth"))
     page.find_element(By.ID, "take").click()
     (card,) = cards(page, 1)
     assert "photograph.jpg" in card.text
@@ -82,11 +83,11 @@ def test_a_server_that_restarts_is_waited_for(chromium: webdriver.Chrome, digits
         port = str(first.port)
         chromium.get(first.url)
         state = chromium.find_element(By.ID, "state")
-        until(lambda: state.text == "Ready")
+        eventually(lambda: state.text == "Ready")
         first.process.kill()
-        until(lambda: "No answer" in state.text)
+        eventually(lambda: "No answer" in state.text)
     with running(digits_models, "--port", port, ready=False):
-        until(lambda: state.text == "Ready")
+        eventually(lambda: state.text == "Ready")
 
 
 def test_while_nothing_is_served_the_page_says_so_and_asks_again(
@@ -95,14 +96,14 @@ def test_while_nothing_is_served_the_page_says_so_and_asks_again(
     with running(digits_models, "--model-control", "explicit") as server:
         server.post("/v2/repository/models/digits/unload", timeout=30).raise_for_status()
         chromium.get(server.url)
-        until(lambda: chromium.find_element(By.ID, "state").text != "Asking…")
+        eventually(lambda: chromium.find_element(By.ID, "state").text != "Asking…")
         (card,) = choose(chromium, seven)
         assert "No model is in service" in card.text
         server.post("/v2/repository/models/digits/load", timeout=30).raise_for_status()
-        until(lambda: chromium.find_element(By.ID, "model").get_property("value") == "digits")
+        eventually(lambda: chromium.find_element(By.ID, "model").get_property("value") == "digits")
         card.find_element(By.TAG_NAME, "button").click()
         title = "return arguments[0].querySelector('h3').textContent"  # in one step: the card is filled anew
-        until(lambda: chromium.execute_script(title, card).startswith("seven"))
+        eventually(lambda: chromium.execute_script(title, card).startswith("seven"))
 
 
 def test_an_answer_that_comes_after_a_later_ones_is_not_shown(page: webdriver.Chrome, seven: Path) -> None:
@@ -120,7 +121,7 @@ def test_an_answer_that_comes_after_a_later_ones_is_not_shown(page: webdriver.Ch
         };
         for (let times = 0; times < 3; times += 1) document.getElementById("explain").click();
     """)
-    until(lambda: page.execute_script("return window.explained"))
+    eventually(lambda: page.execute_script("return window.explained"))
     time.sleep(0.5)
     assert not card.find_elements(By.CSS_SELECTOR, "input[type=range]")
     assert "explain" not in card.find_element(By.CSS_SELECTOR, ".curl code").text

@@ -10,8 +10,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
-from tests.browser.page import cards, choose, opened, until
+from tests.browser.page import cards, choose, opened
 from tests.system.server import Server, running
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
 
@@ -62,7 +63,7 @@ def test_another_version_is_asked_about_the_images_that_are_there(
     assert card.find_element(By.CSS_SELECTOR, ".label").text == "7"
     before = answered(several, "digits", 1)
     choice(page, "version").select_by_value("1")
-    until(lambda: "digits version 1" in cards(page, 1)[0].text)
+    eventually(lambda: "digits version 1" in cards(page, 1)[0].text)
     assert card.find_element(By.CSS_SELECTOR, ".label").text == "seven"
     assert "version=1" in line(card)
     assert answered(several, "digits", 1) == before + 1
@@ -90,5 +91,5 @@ def test_a_version_that_comes_later_is_offered_to_the_open_page(
         assert page.execute_script(OFFERED) == ["1"]
         shutil.copy(digits_model, versions[1])
         server.post("/v2/repository/models/digits/load", timeout=30).raise_for_status()
-        until(lambda: page.execute_script(OFFERED) == ["2", "1"])
+        eventually(lambda: page.execute_script(OFFERED) == ["2", "1"])
         assert page.find_element(By.ID, "version").get_property("value") == "1", "the choice is the person's"

@@ -10,7 +10,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from tests.browser.page import cards, choose, until
+from tests.browser.page import cards, choose
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
 
@@ -86,7 +87,7 @@ def test_a_file_that_changed_since_is_to_be_chosen_anew(page: webdriver.Chrome, 
     (card,) = choose(page, path)
     path.write_bytes(b"something else")
     page.find_element(By.ID, "explain").click()
-    until(lambda: "a file that changed" in card.text)
+    eventually(lambda: "a file that changed" in card.text)
 
 
 def test_the_keyboard_opens_the_choice_of_files(page: webdriver.Chrome) -> None:
@@ -99,7 +100,7 @@ def test_the_keyboard_opens_the_choice_of_files(page: webdriver.Chrome) -> None:
         lines = page.get_log("performance")  # type: ignore[no-untyped-call]
         return any(json.loads(line["message"])["message"]["method"] == "Page.fileChooserOpened" for line in lines)
 
-    until(asked)
+    eventually(asked)
     page.execute_cdp_cmd("Page.setInterceptFileChooserDialog", {"enabled": False})
 
 
@@ -115,7 +116,7 @@ def test_everything_on_an_answer_is_in_reach_of_the_keyboard(page: webdriver.Chr
     tab_to(page, card.find_element(By.CSS_SELECTOR, ".curl pre").text)
     tab_to(page, "Copy")
     press(page, Keys.ENTER)
-    until(lambda: "Copied" in card.text)
+    eventually(lambda: "Copied" in card.text)
 
 
 def test_the_keyboard_stays_where_it_was_when_what_it_pressed_goes(page: webdriver.Chrome, tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_the_keyboard_stays_where_it_was_when_what_it_pressed_goes(page: webdriv
     (card,) = choose(page, bad)
     tab_to(page, "Try again")
     press(page, Keys.ENTER)
-    until(lambda: page.switch_to.active_element == card)
+    eventually(lambda: page.switch_to.active_element == card)
     page.find_element(By.ID, "clear").send_keys(Keys.ENTER)
     assert page.execute_script(FOCUSED)[0] == "image"
 
@@ -132,8 +133,8 @@ def test_the_keyboard_stays_where_it_was_when_what_it_pressed_goes(page: webdriv
 def test_escape_closes_the_camera_and_the_keyboard_is_back_at_its_button(page: webdriver.Chrome) -> None:
     tab_to(page, "open-camera")
     press(page, Keys.ENTER)
-    until(lambda: page.execute_script("return document.getElementById('viewfinder').videoWidth"))
+    eventually(lambda: page.execute_script("return document.getElementById('viewfinder').videoWidth"))
     press(page, Keys.ESCAPE)
-    until(lambda: not page.find_element(By.ID, "camera").is_displayed())
+    eventually(lambda: not page.find_element(By.ID, "camera").is_displayed())
     assert page.execute_script(FOCUSED)[0] == "open-camera"
     assert page.execute_script("return document.getElementById('viewfinder').srcObject") is None

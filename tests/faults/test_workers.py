@@ -18,7 +18,8 @@ from PIL import Image
 
 from tests.system.server import running
 from tests.system.wire import answers, form_request, is_closed, request
-from tests.system.workers import eventually, wait_for_workers, who_answers, with_a_worker, workers_of
+from tests.system.workers import wait_for_workers, who_answers, with_a_worker, workers_of
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.faults
 

@@ -3,9 +3,10 @@
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests.waiting import eventually
 
 PATIENCE = 60.0
 
@@ -15,11 +16,8 @@ def end_after_an_epoch(command: Sequence[str], folder: Path, how: signal.Signals
     # A shell starts what it runs in the background with SIGINT ignored, and the command would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([sys.executable, "-m", "model_export", *command], stderr=subprocess.PIPE, text=True)
-    give_up = time.monotonic() + PATIENCE
-    while not list(folder.glob("*.training.safetensors")):
-        assert process.poll() is None
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
+    eventually(lambda: process.poll() is not None or list(folder.glob("*.training.safetensors")), within=PATIENCE)
+    assert process.poll() is None
     process.send_signal(how)
     _, said = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(command, process.returncode, stderr=said)

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ import pytest
 from benchmarks.load import Shot, closed_loop
 from benchmarks.workloads import post
 from tests.system.server import Server, free_port, running
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "docker" / "prometheus" / "rules.yml"
 DASHBOARDS = ROOT / "docker" / "grafana" / "dashboards"
 LOAD_SECONDS = 2.0
-WAIT_SECONDS = 30.0
 # Why a panel may be empty here.
 EMPTY = {
     "GPU memory": "there is no GPU",
@@ -96,16 +95,16 @@ def prometheus(
 
 def load(server: Server, samples: list[Path], prometheus: httpx2.Client) -> None:
     """Ask the server until the rules that look back have data, and a little longer."""
-    give_up = time.monotonic() + WAIT_SECONDS
-    while phase(server) != "failed":  # the broken version is found last
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
+    eventually(lambda: phase(server) == "failed")  # the broken version is found last
     headers = {"Content-Type": "image/png"}
     bodies = [each.read_bytes() for each in samples] + [b"no image", *(each.read_bytes() + b"1" for each in samples)]
     shots = [Shot(post("/classify", headers, each)) for each in bodies]
-    while not result(prometheus, "classifier:requests:rate5m"):
-        assert time.monotonic() < give_up
+
+    def has_data() -> bool:
         closed_loop(server.port, shots, 4, LOAD_SECONDS)
+        return bool(result(prometheus, "classifier:requests:rate5m"))
+
+    eventually(has_data)
     closed_loop(server.port, shots, 4, LOAD_SECONDS)
 
 

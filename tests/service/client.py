@@ -1,6 +1,5 @@
 """The application over a colour backend, as an HTTP client sees it."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -13,6 +12,7 @@ from service.app import create_app
 from service.opening import Opener
 from service.settings import read_settings
 from tests.backends import ColourBackend
+from tests.waiting import eventually
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -35,7 +35,4 @@ def serving(models: Path, backend: ColourBackend | None = None, **settings: obje
 
 def wait_until_ready(client: TestClient) -> None:
     """Poll /health/ready as a load balancer would."""
-    give_up = time.monotonic() + 10
-    while (answer := client.get("/health/ready")).status_code != 200:
-        assert time.monotonic() < give_up, answer.text
-        time.sleep(0.01)
+    eventually(lambda: client.get("/health/ready").status_code == 200, pause=0.01)

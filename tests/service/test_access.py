@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from service.access import KeyFileError, Keys, new_key
 from tests.service.client import encode, serving
 from tests.system.server import run_command
+from tests.waiting import eventually
 
 IMAGE = {"content-type": "image/png"}
 
@@ -64,10 +65,7 @@ def test_keys_are_rotated_without_a_restart_and_a_broken_file_locks_nobody_out(
     with guarded(colour_models, line("shop", "classify", "old")) as client:
 
         def becomes(key: str, status: int) -> None:
-            give_up = time.monotonic() + 5
-            while classify(client, key) != status:
-                assert time.monotonic() < give_up
-                time.sleep(0.1)
+            eventually(lambda: classify(client, key) == status)
 
         file.write_text(line("shop", "classify", "old") + line("shop", "classify", "new"))
         becomes("new", 200)

@@ -29,6 +29,7 @@ from service.metrics import Metrics
 from service.runtime import DeviceLost, OutOfDeviceMemory, Outputs, failure_of
 from service.tickets import Logits, Pixels, Priority, Ticket
 from tests.backends import SIZE, ColourBackend, costs_up_to, logits_of
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 rng = np.random.default_rng(7)
@@ -95,7 +96,7 @@ async def running(
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  the condition is another thread's doing
             await asyncio.sleep(0.005)
 

@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 
 from tests.backends import ColourBackend
 from tests.service.client import COLOURS, encode, serving
-from tests.service.test_control import Colours, controlled, eventually, publish
+from tests.service.test_control import Colours, controlled, publish
+from tests.waiting import eventually
 
 MEBIBYTE = 2**20
 

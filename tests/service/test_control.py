@@ -5,7 +5,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from service.opening import Opener
 from service.settings import SettingsError, read_settings
 from tests.backends import ColourBackend, colour_card
 from tests.service.client import encode
+from tests.waiting import eventually
 
 
 class Colours:
@@ -54,13 +55,6 @@ def controlled(models: Path, mode: str, colours: Colours | None = None, **settin
         starting = ("loading", "golden", "warmup")
         eventually(lambda: not client.get("/health/ready").json()["phase"].startswith(starting))
         yield client
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 def classify(client: TestClient, headers: dict[str, str] | None = None, **query: object) -> Any:

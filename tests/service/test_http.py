@@ -20,6 +20,7 @@ from service.opening import Opener
 from service.settings import read_settings
 from tests.backends import ColourBackend, colour_card
 from tests.service.client import COLOURS, encode, serving
+from tests.waiting import eventually
 
 PNG = {"content-type": "image/png"}
 OTHER_MEDIA = ["text/plain", "application/json", "application/x-www-form-urlencoded", "video/mp4"]
@@ -332,7 +333,7 @@ def test_a_full_queue_answers_429_with_retry_after_and_recovers(colour_models: P
             running = [threads.submit(classify, client)]
             backend.busy.wait(5)
             running += [threads.submit(classify, client) for _ in range(2)]
-            wait_for(lambda: sample(client, "classify_queue_depth") == 2)
+            eventually(lambda: sample(client, "classify_queue_depth") == 2)
             refused = classify(client)
             assert_problem(refused, 429, "overloaded")
             assert int(refused.headers["retry-after"]) >= 1
@@ -358,7 +359,7 @@ def test_a_deadline_that_passes_in_the_queue_answers_504_and_is_never_run(
             assert time.monotonic() - started < 2
             backend.free.set()
             assert running.result().status_code == 200
-        wait_for(lambda: sample(client, "classify_images_in_flight") == 0)
+        eventually(lambda: sample(client, "classify_images_in_flight") == 0)
         assert backend.batches[warmed_up:] == [1]
 
 
@@ -377,13 +378,6 @@ def test_a_tensor_that_waits_to_be_read_has_until_the_deadline_too(colour_models
         busy.result()
     assert refused.status_code == 504
     assert 0.3 <= took < 2
-
-
-def wait_for(condition: Any) -> None:
-    give_up = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -433,7 +427,7 @@ def test_a_model_that_fails_to_load_is_explained_and_the_others_are_served(colou
         Opener(lambda path: (bad if "damaged" in str(path) else good).open(path)),
     )
     with TestClient(app) as client:
-        wait_for(lambda: client.get("/health/ready").json()["phase"] == "failed")
+        eventually(lambda: client.get("/health/ready").json()["phase"] == "failed")
         ready = client.get("/health/ready")
         assert ready.status_code == 503
         assert "damaged version 1: the graph gives 3 classes, but there are 2 labels" in ready.json()["reason"]
@@ -453,7 +447,7 @@ def test_until_the_models_are_ready_requests_get_503_and_probes_tell_the_phase(
     app = create_app(read_settings({"models": colour_models}), Opener(backend.open))
     with TestClient(app) as client:
         backend.busy.wait(5)
-        wait_for(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/2")
+        eventually(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/2")
         assert client.get("/health/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
         response = classify(client)
@@ -461,7 +455,7 @@ def test_until_the_models_are_ready_requests_get_503_and_probes_tell_the_phase(
         assert "retry-after" in response.headers
         assert_problem(client.get("/models/colours"), 503, "starting")
         backend.free.set()
-        wait_for(lambda: client.get("/health/ready").status_code == 200)
+        eventually(lambda: client.get("/health/ready").status_code == 200)
         assert classify(client).status_code == 200
     assert backend.closed
 
@@ -471,7 +465,7 @@ def test_a_dead_device_thread_turns_both_probes(client: TestClient, backend: Col
     response = classify(client)
     assert_problem(response, 503, "model_unavailable")
     assert int(response.headers["retry-after"]) >= 1
-    wait_for(lambda: client.get("/health/live").status_code == 503)
+    eventually(lambda: client.get("/health/live").status_code == 503)
     assert "device thread" in client.get("/health/live").json()["reason"]
     assert client.get("/health/ready").status_code == 503
     assert_problem(classify(client), 503, "model_unavailable")

@@ -12,7 +12,8 @@ from service.runtime import Array, Outputs
 from service.settings import SettingsError, read_settings
 from tests.backends import ColourBackend
 from tests.service.client import encode
-from tests.service.test_control import Colours, classify, controlled, eventually, publish
+from tests.service.test_control import Colours, classify, controlled, publish
+from tests.waiting import eventually
 
 
 class Blind(Colours):

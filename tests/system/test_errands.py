@@ -25,13 +25,13 @@ from tests.system.test_load import pool, probabilities
 from tests.system.wire import answers, connected, request
 from tests.system.workers import (
     MADE_ID,
-    eventually,
     own_answers,
     wait_for_workers,
     who_answers,
     with_a_worker,
     workers_of,
 )
+from tests.waiting import eventually
 
 IN_FLIGHT = "classify_images_in_flight"
 

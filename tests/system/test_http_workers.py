@@ -30,13 +30,13 @@ from tests.system.server import Server, free_port, running
 from tests.system.wire import INFER, answers, connected, form_request, is_closed, mixed, request, tensor_request
 from tests.system.workers import (
     MADE_ID,
-    eventually,
     own_answers,
     wait_for_workers,
     who_answers,
     with_a_worker,
     workers_of,
 )
+from tests.waiting import eventually
 
 VOLATILE = {"x-request-id", "server-timing", "date"}
 HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.system.digits import different_images
 from tests.system.server import Server, free_port, run_command, running
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 MODEL = "digits"
@@ -97,13 +98,6 @@ def request_of(pixels: NDArray[np.uint8]) -> Any:
     images = request.inputs.add(name="images", datatype="UINT8", shape=pixels.shape)
     images.contents.uint_contents.extend(pixels.reshape(-1).tolist())
     return request
-
-
-def eventually(condition: Callable[[], bool], pause: float = 0.02) -> None:
-    give_up = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(pause)
 
 
 def is_idle(server: Server) -> bool:
@@ -208,11 +202,8 @@ def test_a_call_is_counted_logged_and_named_as_a_request_over_rest(
     assert dict(call.trailing_metadata())["x-request-id"] == "find-me"
     after = server.metric(COUNTED % 200), server.metric('classify_stage_seconds_count{stage="respond"}')
     assert after == (before[0] + 1, before[1] + 1)
-    give_up = time.monotonic() + 5  # a line is written up to 50 ms later
-    while not (lines := [line for line in server.log.read_text().splitlines() if "find-me" in line]):
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-    records = [json.loads(line) for line in lines]
+    eventually(lambda: "find-me" in server.log.read_text())  # a line is written up to 50 ms later
+    records = [json.loads(line) for line in server.log.read_text().splitlines() if "find-me" in line]
     assert [(each["status"], each["model"], each["logger"]) for each in records] == [(200, MODEL, "service.request")]
     assert set(records[0]["ms"]) == {"decode", "queue", "inference", "respond", "total"}
 

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from service.connection import CLOSING_SECONDS
 from tests.system.server import Server, free_port, run_command, running, wait_until_ready
 from tests.system.wire import UPGRADE, answers, connected, form_request, is_closed, request
+from tests.waiting import eventually
 
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
 
@@ -63,10 +64,7 @@ def test_https_takes_a_renewed_certificate_and_keeps_the_old_one_when_the_new_is
         time.sleep(1.5)
         assert shown_name(server) == "first"
         certify(tmp_path, "second")
-        give_up = time.monotonic() + 5
-        while shown_name(server) != "second":
-            assert time.monotonic() < give_up
-            time.sleep(0.1)
+        eventually(lambda: shown_name(server) == "second")
         assert kept.post("/classify", content=samples[0].read_bytes()).status_code == 200
         with pytest.raises(httpx2.TransportError):
             httpx2.get(server.url.replace("https", "http") + "/health/live")
@@ -136,10 +134,7 @@ def test_what_is_no_http_gets_a_problem_and_is_cut(server: Server) -> None:
     assert b'"code":"malformed_request"' in answer
     found = re.search(rb"\r\nx-request-id: (\w+)\r\nserver-timing: total;dur=[0-9.]+\r\n", answer)
     assert found is not None
-    give_up = time.monotonic() + 5
-    while not any(found[1].decode() in line for line in server.log.read_text().splitlines()):
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    eventually(lambda: found[1].decode() in server.log.read_text())
 
 
 @pytest.mark.parametrize(

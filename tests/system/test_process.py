@@ -14,6 +14,7 @@ import pytest
 
 from tests.system.server import Server, free_port, run_command, running
 from tests.system.workers import wait_for_workers
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,7 @@ def test_a_client_that_hangs_up_is_counted_and_leaves_nothing_behind(server: Ser
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(sent)
     series = 'classify_requests_total{code="499",model="digits",version="1"}'
-    give_up = time.monotonic() + 5
-    while f"{series} 2.0" not in server.get("/metrics").text:
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    eventually(lambda: f"{series} 2.0" in server.get("/metrics").text)
     assert server.metric("classify_images_in_flight") == 0
 
 

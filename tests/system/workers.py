@@ -1,24 +1,15 @@
 """Who answers: the server, or which of its workers."""
 
 import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import SAMPLES
 from tests.system.server import Server
 from tests.system.wire import answers, connected, request
+from tests.waiting import eventually
 
 SEVEN = SAMPLES / "seven.png"
 MADE_ID = 16  # hexadecimal digits of a made request id that are its process's own
-
-
-def eventually(holds: Callable[[], bool], within: float = 15.0) -> None:
-    """Wait for something to become true."""
-    give_up = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
 
 
 def wait_for_workers(server: Server, count: int, *headers: str) -> None:
