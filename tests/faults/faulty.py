@@ -1,6 +1,7 @@
 """A real server process whose device fails when a file says so: `python -m tests.faults.faulty ORDERS FLAGS…`.
 
-The file holds one word: hang, die, lose, exhaust (out of memory for more than one image), exhaust-all, fail, slow.
+The file holds one word: hang, die, lose, exhaust (out of memory for more than one image), exhaust-all, fail, slow, or
+hold, for as long as the file says so.
 """
 
 import os
@@ -31,10 +32,14 @@ class FaultyBackend(OnnxBackend):
     def run(self, images: Array, **options: object) -> Outputs:
         """The logits, or what was ordered."""
         time.sleep(RUN_SECONDS)
-        order = self.orders.read_text().strip() if self.orders.exists() else ""
+        while (order := self._order()) == "hold":
+            time.sleep(RUN_SECONDS)
         if order in _FAULTS:
             _FAULTS[order](len(images))
         return super().run(images, **options)  # type: ignore[arg-type]
+
+    def _order(self) -> str:
+        return self.orders.read_text().strip() if self.orders.exists() else ""
 
 
 def _hang(_: int) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -67,8 +68,8 @@ def server(digits_models: Path, orders: Path) -> Iterator[Server]:
 
 
 def have_wait(server: Server, orders: Path, connections: Sequence[socket.socket], image: bytes) -> None:
-    """Send a request on each, of which all are on their way to a device that is slow."""
-    orders.write_text("slow")
+    """Send a request on each, of which all are on their way to a device that is held until `orders` is gone."""
+    orders.write_text("hold")
     for each in connections:
         each.sendall(request(image))
     eventually(lambda: server.metric(IN_FLIGHT) == len(connections))
@@ -128,16 +129,18 @@ def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path:
 def test_a_caller_who_leaves_takes_the_image_out_of_the_queue(server: Server, orders: Path, image: bytes) -> None:
     with with_a_worker(server, image) as stays:
         crowd = [with_a_worker(server, image) for _ in range(8)]
+        ran = server.metric("classify_batch_size_sum")
         have_wait(server, orders, crowd, image)
         for each in crowd:
             each.close()
-        began = time.monotonic()
+        eventually(lambda: server.metric(IN_FLIGHT) == 1)
         stays.sendall(request(image))
+        eventually(lambda: server.metric(IN_FLIGHT) == 2)
+        orders.unlink()
         ((status, _, _),) = answers(stays, 1)
         assert status == 200
-        assert time.monotonic() - began < 3, "it waited for what nobody waited for"
-        orders.unlink()
         eventually(lambda: server.metric(IN_FLIGHT) == 0)
+        assert server.metric("classify_batch_size_sum") == ran + 2
         assert who_answers(stays, image) != own_answers(server)
 
 
@@ -146,17 +149,19 @@ def test_what_the_queue_has_no_room_for_is_refused_as_ever(digits_models: Path, 
     with with_orders(digits_models, orders, "--max-batch-size", "1", *narrow) as server:
         with ExitStack() as crowd:
             connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(8)]
-            orders.write_text("slow")
+            orders.write_text("hold")
             for each in connections:
                 each.sendall(request(image))
+            refused = 'classify_rejected_total{reason="overloaded"}'
+            eventually(lambda: f"{refused} " in server.get("/metrics").text and server.metric(refused) >= 4)
+            orders.unlink()
             found = [answers(each, 1)[0] for each in connections]
             statuses = [status for status, _, _ in found]
             assert set(statuses) == {200, 429}
             assert statuses.count(200) <= 4
             assert all("retry-after" in headers for status, headers, _ in found if status == 429)
-            orders.unlink()
             assert {who_answers(each, image) for each in connections} != {own_answers(server)}
-        assert server.metric('classify_rejected_total{reason="overloaded"}') == statuses.count(429)
+        assert server.metric(refused) == statuses.count(429)
 
 
 @pytest.mark.parametrize(("order", "status"), [("fail", 500), ("exhaust-all", 503)])
@@ -177,23 +182,21 @@ def test_requests_that_follow_before_the_answer_are_answered_in_order(
     server: Server, orders: Path, image: bytes
 ) -> None:
     with with_a_worker(server, image) as connection:
-        orders.write_text("slow")
+        orders.write_text("hold")
         connection.sendall(request(image, "X-Request-Id: 1"))
         eventually(lambda: server.metric(IN_FLIGHT) == 1)
         connection.sendall(request(image, "X-Request-Id: 2") + request(image, "X-Request-Id: 3"))
+        orders.unlink()
         found = answers(connection, 3)
         assert [(status, headers["x-request-id"]) for status, headers, _ in found] == [(200, n) for n in "123"]
-    orders.unlink()
 
 
 def test_a_change_of_models_does_not_wait_for_the_queue(server: Server, orders: Path, image: bytes) -> None:
     with ExitStack() as crowd:
         connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(20)]
         have_wait(server, orders, connections, image)
-        began = time.monotonic()
-        moved = server.put("/models/digits/aliases/stable", json={"version": 1}, timeout=60)
+        moved = server.put("/models/digits/aliases/stable", json={"version": 1}, timeout=30)
         assert moved.status_code == 200
-        assert time.monotonic() - began < 3
         orders.unlink()
         assert [answers(each, 1)[0][0] for each in connections] == [200] * 20
         assert server.metric(IN_FLIGHT) == 0
@@ -205,7 +208,7 @@ def test_a_worker_that_dies_leaves_nothing_in_the_queue(server: Server, orders: 
         have_wait(server, orders, connections, image)
         (worker,) = workers_of(server)
         os.kill(worker, signal.SIGKILL)
-        eventually(lambda: server.metric(IN_FLIGHT) <= 1, within=2)
+        eventually(lambda: server.metric(IN_FLIGHT) <= 1)  # that on the device
     orders.unlink()
     assert server.post("/classify", content=image).status_code == 200
     wait_for_workers(server, 1)
@@ -222,8 +225,9 @@ def test_a_change_of_models_does_not_wait_for_images_that_take_long(server: Serv
         began = time.monotonic()
         moved = server.put("/models/digits/aliases/stable", json={"version": 1}, timeout=60)
         assert moved.status_code == 200
-        assert time.monotonic() - began < 4
+        took = time.monotonic() - began
         assert {answers(each, 1)[0][0] for each in connections} == {200}
+        assert took < (time.monotonic() - began) / 2
     assert len(workers_of(server)) == 1
 
 
@@ -232,21 +236,28 @@ def test_a_worker_that_comes_back_gets_its_share_of_busy_connections(
 ) -> None:
     orders = tmp_path / "orders"
     with with_orders(digits_models, orders, workers=2) as server, ExitStack() as crowd:
-        os.kill(workers_of(server)[0], signal.SIGKILL)
-        eventually(lambda: server.metric("service_http_workers") == 1)
+        killed = workers_of(server)[0]
+        os.kill(killed, signal.SIGKILL)
+        # The next one may be there before this looks.
+        eventually(lambda: server.metric("service_http_workers") == 1 or len({*workers_of(server)} - {killed}) == 2)
         connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(6)]
         orders.write_text("slow")
+        last: dict[socket.socket, str] = {}
+        shared = threading.Event()
 
-        def ask(connection: socket.socket) -> str:
-            give_up = time.monotonic() + 5
-            while time.monotonic() < give_up:  # the next request comes while others are being run
-                by = who_answers(connection, image)
-            return by
+        def ask(connection: socket.socket) -> None:
+            while not shared.is_set():  # the next request comes while others are being run
+                last[connection] = who_answers(connection, image)
 
         with ThreadPoolExecutor(len(connections)) as callers:
-            last = Counter(callers.map(ask, connections))
-        assert server.metric("service_http_workers") == 2
-        assert sorted(last.values()) == [3, 3]
+            asking = [callers.submit(ask, each) for each in connections]
+            try:
+                eventually(lambda: sorted(Counter(list(last.values())).values()) == [3, 3])
+            finally:
+                shared.set()
+            for each in asking:
+                each.result()
+        assert own_answers(server) not in last.values()
 
 
 def test_a_deadline_passes_while_the_device_hangs(digits_models: Path, image: bytes, tmp_path: Path) -> None:
@@ -259,5 +270,5 @@ def test_a_deadline_passes_while_the_device_hangs(digits_models: Path, image: by
             for each in connections:
                 each.sendall(request(image))
             found = [answers(each, 1)[0][0] for each in connections]
-            assert 1.4 < time.monotonic() - began < 2.5
+            assert 1.4 < time.monotonic() - began < 8
         assert set(found) <= {429, 504}

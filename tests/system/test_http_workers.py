@@ -96,7 +96,7 @@ def test_a_worker_answers_a_form_as_it_answers_its_image(server: Server, image: 
             assert (status, headers["x-request-id"][:MADE_ID] != own_answers(server)) == (200, True)
             found.append(body)
         assert found == [found[0]] * 3
-        assert is_closed(connection, within=2)
+        assert is_closed(connection)
 
 
 CLASSES = [{"name": "logits", "parameters": {"classification": 3}}]
@@ -248,7 +248,7 @@ def test_a_connection_goes_on_or_ends_as_its_caller_wants_whoever_answers(
                 assert (status, headers.get("connection")) == (200, said)
                 assert (headers["x-request-id"][:MADE_ID] in own) is (connection is one)
                 if said == "close":
-                    assert is_closed(connection, within=2)
+                    assert is_closed(connection)
                 else:
                     assert who_answers(connection, image)
 
@@ -260,7 +260,7 @@ def test_http_1_0_that_says_both_of_its_connection_has_it_closed(server: Server,
             connection.sendall(asked)
             ((status, headers, _),) = answers(connection, 1)
             assert (status, headers.get("connection")) == (200, "close")
-            assert is_closed(connection, within=2)
+            assert is_closed(connection)
 
 
 def test_connections_are_shared_evenly(server: Server, image: bytes) -> None:
@@ -325,7 +325,7 @@ def test_what_a_worker_does_not_answer_the_server_does_on_the_same_connection(
             found.append((status, headers.get("connection"), body))
         assert found[0] == found[1] == found[2]
         if found[2][1] == "close":
-            assert is_closed(connection, within=2)
+            assert is_closed(connection)
         else:
             assert who_answers(connection, image)
 
@@ -454,7 +454,7 @@ def test_a_stop_loses_no_request(digits_models: Path, module: tuple[str, ...], i
                     count += 1
                     if headers.get("connection") == "close":
                         assert stopping.is_set()
-                        assert is_closed(connection, within=2)
+                        assert is_closed(connection)
                         counts.append(count)
                         return
 
@@ -572,7 +572,7 @@ def test_an_answer_that_its_caller_has_no_room_for_comes_whole(tmp_path: Path, i
         for before in range(room - 2, room + 1):  # so one of them ends with the one without room
             with ask_unread(*[goes_on] * before, ends) as connection:
                 found += answers(connection, before + 1)
-                assert is_closed(connection, within=2)
+                assert is_closed(connection)
         assert {status for status, _, _ in found} == {200}
         assert len({body for _, _, body in found}) == 1
         assert len(found[0][2]) > 2**14
@@ -607,7 +607,7 @@ def test_the_rest_of_a_request_that_was_given_up_is_no_request(server: Server, i
         ((status, headers, _),) = answers(connection, 1)
         assert (status, headers["connection"]) == (504, "close")
         connection.sendall(inner)
-        assert is_closed(connection, within=5)
+        assert is_closed(connection)
 
 
 def test_the_server_goes_on_where_no_worker_can_be_started(digits_models: Path, image: bytes) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.system.digits import different_images
 from tests.system.server import running
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 CONNECTIONS = 64
@@ -97,11 +98,10 @@ async def test_sigterm_under_load_answers_every_accepted_request_and_exits_0(
 async def test_while_draining_it_is_live_but_not_ready_and_still_serves(
     digits_models: Path, samples: list[Path]
 ) -> None:
-    with running(digits_models, "--drain-delay-ms", "1500") as server:
+    with running(digits_models, "--drain-delay-ms", "4000") as server:
         server.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.3)
-        ready = server.get("/health/ready")
-        assert (ready.status_code, ready.json()["phase"]) == (503, "draining")
+        eventually(lambda: server.get("/health/ready").json()["phase"] == "draining")
+        assert server.get("/health/ready").status_code == 503
         assert server.get("/health/live").status_code == 200
         answer = server.post("/classify", content=samples[0].read_bytes())
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
@@ -133,7 +133,7 @@ async def test_a_request_that_is_half_sent_at_sigterm_is_answered(digits_models:
 async def test_a_second_signal_ends_at_once(digits_models: Path) -> None:
     with running(digits_models, "--drain-delay-ms", "20000") as server:
         server.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.3)
+        eventually(lambda: server.get("/health/ready").json()["phase"] == "draining")
         started = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 1

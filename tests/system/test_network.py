@@ -183,7 +183,7 @@ def test_a_wish_for_another_protocol_on_a_connection_that_ends_is_answered_at_on
             connection.sendall(sent.replace(b" HTTP/1.1", f" HTTP/{version}".encode(), 1))
             ((status, _, _),) = answers(connection, 1)
             assert status == 200
-            assert "close" not in asked or is_closed(connection, within=2)
+            assert "close" not in asked or is_closed(connection)
 
 
 def test_garbage_behind_a_request_takes_nothing_from_its_answer(server: Server, samples: list[Path]) -> None:
@@ -194,7 +194,7 @@ def test_garbage_behind_a_request_takes_nothing_from_its_answer(server: Server, 
             connection.sendall(sent + b"\x00\x01 garbage\r\n\r\n" * 3)
             found = answers(connection, sent.count(b"POST "))
             assert {status for status, _, _ in found} == {200}
-            assert is_closed(connection, within=2)
+            assert is_closed(connection)
 
 
 def test_chunks_that_are_no_http_behind_a_request_hold_nothing_up(server: Server, samples: list[Path]) -> None:
@@ -202,7 +202,7 @@ def test_chunks_that_are_no_http_behind_a_request_hold_nothing_up(server: Server
     with connected(server) as connection:
         connection.sendall(request(samples[0].read_bytes(), target="/classify?explain=cam") + broken)
         assert [status for status, _, _ in answers(connection, 1)] == [200]
-        assert is_closed(connection, within=2)
+        assert is_closed(connection)
 
 
 def test_a_body_whose_chunks_are_no_http_gets_a_problem(server: Server) -> None:
@@ -210,7 +210,7 @@ def test_a_body_whose_chunks_are_no_http_gets_a_problem(server: Server) -> None:
         connection.sendall(request(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"zz\r\n")
         ((status, headers, body),) = answers(connection, 1)
         assert (status, b'"malformed_request"' in body, headers["connection"]) == (400, True, "close")
-        assert is_closed(connection, within=2)
+        assert is_closed(connection)
     assert not server.tracebacks()
 
 

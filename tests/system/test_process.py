@@ -121,6 +121,7 @@ def test_a_start_that_fails_says_why_in_one_line(
 def test_a_start_that_is_interrupted_says_so_in_one_line(digits_models: Path, module: str) -> None:
     program = f"""
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 class Interrupt:
     def find_spec(name, *_):
         if name == {module!r}:

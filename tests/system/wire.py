@@ -126,8 +126,8 @@ def mixed(draw: st.DrawFn, image: bytes) -> Mixed:
     return Mixed(kinds, sent, sorted(draw(st.sets(st.integers(1, len(sent) - 1), max_size=5))))
 
 
-def is_closed(connection: socket.socket, within: float) -> bool:
-    """Whether the server closes it, in so many seconds."""
+def is_closed(connection: socket.socket, within: float = 8.0) -> bool:
+    """Whether the server closes it, in so many seconds: less than it gives a request to arrive."""
     connection.settimeout(within)
     try:
         return connection.recv(1) == b""
