@@ -30,7 +30,7 @@ from service.opening import Opener, opener_for
 from service.pipeline import Pipeline
 from service.repository import Repository
 from service.routes import classify, health, inference_v2, models, page
-from service.routes.dependencies import Parts, authorised
+from service.routes.dependencies import KEY_SCHEMES, Parts, authorised
 from service.routes.problems import on_http_error, on_invalid_request, on_service_error
 from service.routes.short_classify import read_classify
 from service.routes.short_infer import read_infer
@@ -124,10 +124,11 @@ def create_app(settings: Settings, opener: Opener | None = None) -> FastAPI:
     app.add_middleware(ExchangeMiddleware, lifecycle=lifecycle, metrics=metrics, tracing=tracing)
     for open_to_all in (health.router, inference_v2.probes, page.router):
         app.include_router(open_to_all)
+    schemes = KEY_SCHEMES if app.state.parts.keys else []
     for guarded in (classify.router, models.router, inference_v2.router):
-        app.include_router(guarded, dependencies=[Depends(authorised)])
+        app.include_router(guarded, dependencies=[Depends(authorised), *schemes])
     for administrative in (models.administrative, inference_v2.administrative):
-        app.include_router(administrative)
+        app.include_router(administrative, dependencies=schemes)
     app.mount("/page", page.assets)
     app.state.short_way = ShortWay(app.state.parts, read_classify, read_infer)
     return app

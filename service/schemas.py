@@ -175,6 +175,12 @@ class LabelsBody(BaseModel):
     labels: list[str]
 
 
+class ProtocolError(BaseModel):
+    """An error under `/v2`, as the Open Inference Protocol has them."""
+
+    error: str
+
+
 class HealthBody(BaseModel):
     """Live or ready, with the phase and, when not, the reason."""
 
@@ -210,6 +216,79 @@ MANY_IMAGES = {
         },
     }
 }
+_PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+_TENSOR = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "parameters": _PARAMETERS,
+        "data": {"type": "array", "items": {}},
+    },
+}
+_BINARY_TENSORS = {"schema": _BINARY | {"description": "JSON, then as many bytes as its tensors have."}}
+INFERENCE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "parameters": _PARAMETERS,
+                        "inputs": {"type": "array", "items": _TENSOR},
+                        "outputs": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["name"],
+                                "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
+                            },
+                        },
+                    },
+                }
+            },
+            "application/octet-stream": _BINARY_TENSORS,
+        },
+    }
+}
+INFERRED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The tensors that were asked for.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["model_name", "model_version", "outputs"],
+                    "properties": {
+                        "model_name": {"type": "string"},
+                        "model_version": {"type": "string"},
+                        "id": {"type": "string"},
+                        "outputs": {"type": "array", "items": _TENSOR},
+                    },
+                }
+            },
+            "application/octet-stream": _BINARY_TENSORS,
+        },
+    }
+}
+PROTOCOL_ERRORS: dict[int | str, dict[str, Any]] = {"default": {"description": "Why not.", "model": ProtocolError}}
+
+
+def optional_body(properties: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAPI is told of a JSON object that need not be sent."""
+    schema = {"type": "object", "properties": properties}
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+
+
+ONLY_READY = optional_body({"ready": {"type": "boolean"}})
+ONE_OF_ITS_VERSIONS = optional_body(
+    {"parameters": _PARAMETERS | {"properties": {"version": {"type": "integer", "minimum": 1}}}}
+)
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": description,

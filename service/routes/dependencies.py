@@ -4,7 +4,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from service.access import Keys
@@ -51,6 +52,10 @@ async def on_admin_port(request: Request, service: Service) -> None:
     port = service.settings.admin_port
     if port and (request.scope.get("server") or ("", 0))[1] != port:
         raise HTTPException(404, "Not Found")
+
+
+# For the OpenAPI document, where keys are set: what is sent is read by `authorised`.
+KEY_SCHEMES = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
 
 
 async def authorised(request: Request, service: Service) -> None:

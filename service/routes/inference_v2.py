@@ -33,13 +33,15 @@ from service.routes.dependencies import (
     on_admin_port,
 )
 from service.routes.inferences import inferred, limit_of, refuse_when_full
+from service.schemas import INFERENCE, INFERRED, ONE_OF_ITS_VERSIONS, ONLY_READY, PROTOCOL_ERRORS
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=PROTOCOL_ERRORS)
 # Probes have no key.
-probes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+probes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=PROTOCOL_ERRORS)
 administrative = APIRouter(
     prefix="/v2",
     tags=["Open Inference Protocol"],
+    responses=PROTOCOL_ERRORS,
     dependencies=[Depends(authorised_to_administer), Depends(on_admin_port)],
 )
 
@@ -107,21 +109,21 @@ async def statistics(service: Service, name: str, version: int | None = None) ->
     return model_statistics(service.repository, name, version)
 
 
-@router.post("/repository/index")
+@router.post("/repository/index", openapi_extra=ONLY_READY)
 async def index(request: Request, service: Service) -> list[dict[str, str]]:
     """Every version that was loaded or tried, and why one is not in service; with `ready`, only those that are."""
     body = await _small_body(request, service)
     return repository_index(service.repository, only_ready=bool(body.strip()) and parse_index(body))
 
 
-@administrative.post("/repository/models/{name}/load")
+@administrative.post("/repository/models/{name}/load", openapi_extra=ONE_OF_ITS_VERSIONS)
 async def load(request: Request, service: Service, name: str) -> None:
     """Load a model's new, changed and failed versions from the folder; answers when they are in service."""
     with administration(f"load {name}", request, service):
         await service.control.load(name, await _stated_version(request, service))
 
 
-@administrative.post("/repository/models/{name}/unload")
+@administrative.post("/repository/models/{name}/unload", openapi_extra=ONE_OF_ITS_VERSIONS)
 async def unload(request: Request, service: Service, name: str) -> None:
     """Take a model out of service; answers when its requests are answered and its memory is free."""
     with administration(f"unload {name}", request, service):
@@ -142,8 +144,8 @@ async def _small_body(request: Request, service: Parts) -> bytes:
             return b""
 
 
-@router.post(f"{ONE}/infer")
-@router.post(f"{ONE_VERSION}/infer")
+@router.post(f"{ONE}/infer", openapi_extra=INFERENCE, responses=INFERRED)
+@router.post(f"{ONE_VERSION}/infer", openapi_extra=INFERENCE, responses=INFERRED)
 async def infer(request: Request, service: Service, name: str, version: int | None = None) -> Response:
     """Logits or classes for a batch of images, as JSON or binary tensors."""
     exchange = exchange_of(request)

@@ -537,3 +537,40 @@ def test_the_openapi_document_describes_bodies_and_problems(client: TestClient) 
     }  # fmt: skip
     assert {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"} <= set(classify_route["responses"])
     assert set(classify_route["responses"]["422"]["content"]) == {"application/problem+json"}
+    assert "security" not in classify_route
+
+
+def test_the_openapi_document_describes_the_inference_protocol(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    under_v2 = {
+        f"{method} {path}": operation
+        for path, methods in document["paths"].items()
+        if path.startswith("/v2")
+        for method, operation in methods.items()
+    }
+    assert len(under_v2) > 15
+    for operation in under_v2.values():
+        assert set(operation["responses"]) == {"200", "default"}
+        (schema,) = operation["responses"]["default"]["content"].values()
+        assert schema["schema"]["$ref"].endswith("/ProtocolError")
+    bodies = {name for name, operation in under_v2.items() if "requestBody" in operation}
+    assert bodies == {name for name in under_v2 if name.startswith("post")}
+    inference = under_v2["post /v2/models/{name}/infer"]["requestBody"]
+    assert inference["required"]
+    assert set(inference["content"]) == {"application/json", "application/octet-stream"}
+
+
+def test_the_openapi_document_says_which_routes_need_a_key(colour_models: Path) -> None:
+    with serving(colour_models, api_keys="secret") as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    guarded = {
+        (path, method) for path, methods in paths.items() for method, each in methods.items() if "security" in each
+    }
+    assert {
+        ("/classify", "post"),
+        ("/v2/models/{name}/infer", "post"),
+        ("/models/{name}/aliases/{alias}", "put"),
+    } < guarded
+    assert paths["/classify"]["post"]["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}]
+    open_to_all = {path for path, methods in paths.items() for method in methods if (path, method) not in guarded}
+    assert open_to_all == {"/health/live", "/health/ready", "/metrics", "/v2/health/live", "/v2/health/ready"}
