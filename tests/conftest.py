@@ -4,6 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A machine may stand still for longer than an example should take; and what is found by chance, another run would not.
+# The fuzzing of `make test-faults` looks elsewhere each time.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 SAMPLES = Path(__file__).parent.parent / "model_export" / "builtin" / "digits" / "samples"
 

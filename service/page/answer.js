@@ -63,11 +63,13 @@ async function copied(line, command) {
 export function curl(file, path, withKey, made) {
   const line = curlLine(file.name, path, withKey);
   const button = element("button", { type: "button", className: "quiet" }, "Copy");
+  let wordGoes;
   button.setAttribute("aria-label", "Copy the curl line");
   button.addEventListener("click", async () => {
     button.textContent = await copied(line, command) ? "Copied" : "Selected";
     find("spoken").textContent = button.textContent;
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    clearTimeout(wordGoes);
+    wordGoes = setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
   const command = element("pre", {}, element("code", {}, line));
   command.tabIndex = 0;

@@ -44,11 +44,12 @@ def test_the_curl_line_is_copied_or_at_least_selected(page: webdriver.Chrome, se
     line = card.find_element(By.CSS_SELECTOR, ".curl code").text
     button = card.find_element(By.CSS_SELECTOR, ".curl button")
     button.click()
-    eventually(lambda: button.text == "Copied")
+    spoken = page.find_element(By.ID, "spoken")  # stays, where the button's word goes again
+    eventually(lambda: spoken.get_property("textContent") == "Copied")
     assert page.execute_script("return navigator.clipboard.readText()") == line
     page.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as without HTTPS
     button.click()
-    eventually(lambda: button.text == "Selected")
+    eventually(lambda: spoken.get_property("textContent") == "Selected")
     assert page.execute_script("return getSelection().toString()") == line
 
 
@@ -122,6 +123,7 @@ def test_an_answer_that_comes_after_a_later_ones_is_not_shown(page: webdriver.Ch
         for (let times = 0; times < 3; times += 1) document.getElementById("explain").click();
     """)
     eventually(lambda: page.execute_script("return window.explained"))
+    eventually(lambda: "explain" not in card.find_element(By.CSS_SELECTOR, ".curl code").text)
     time.sleep(0.5)
     assert not card.find_elements(By.CSS_SELECTOR, "input[type=range]")
     assert "explain" not in card.find_element(By.CSS_SELECTOR, ".curl code").text

@@ -26,7 +26,7 @@ def test_digits_are_learned_in_mixed_precision(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     out, data = tmp_path / "net.safetensors", f"cifar10:{small_cifar10(tmp_path / 'cifar', count=2000)}"
     command = ["train", "--arch", "resnet8", "--data", data, "--epochs", "8", "--device", "cuda", "--out", str(out)]
-    end_after_an_epoch(command, tmp_path, signal.SIGKILL)
+    assert end_after_an_epoch(command, signal.SIGKILL).returncode == -signal.SIGKILL
     assert not out.exists()
     assert main(command) == 0
     epochs = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()][1:]

@@ -84,7 +84,7 @@ def export(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "model_export", *arguments],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         env=os.environ | environment,
         check=False,
     )

@@ -60,7 +60,7 @@ def test_a_killed_study_goes_on_within_its_run_and_ends_as_an_undisturbed_one(tm
     data = small_cifar10(tmp_path / "data", count=200)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     command = ["study", "--depths", "8", "--epochs", "3", "--variants", "a", "--data", f"cifar10:{data}", "--out"]
-    end_after_an_epoch([*command, str(killed)], killed, signal.SIGKILL)
+    assert end_after_an_epoch([*command, str(killed)], signal.SIGKILL).returncode == -signal.SIGKILL
     assert not (killed / RUNS).exists()
     for out in (killed, undisturbed):
         subprocess.run([sys.executable, "-m", "model_export", *command, str(out)], check=True, capture_output=True)

@@ -70,7 +70,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_bytes_of_an_undisturbed_one
     killed, undisturbed = tmp_path / "killed.safetensors", tmp_path / "undisturbed.safetensors"
     command = ["train", "--arch", "resnet8", "--data", data, "--epochs", "6", "--skip-schedule", "0.5:layer2", "--out"]
 
-    ended = end_after_an_epoch([*command, str(killed)], tmp_path, signal.SIGKILL)
+    ended = end_after_an_epoch([*command, str(killed)], signal.SIGKILL)
     assert ended.returncode == -signal.SIGKILL
     assert not killed.exists()
     subprocess.run([sys.executable, "-m", "model_export", *command, str(killed)], check=True, capture_output=True)
@@ -120,7 +120,7 @@ def test_a_state_of_other_settings_is_not_mixed_in(
 def test_an_interrupt_says_that_the_training_goes_on(cifar: str, tmp_path: Path) -> None:
     out = tmp_path / "net.safetensors"
     command = ["train", "--arch", "resnet8", "--data", cifar, "--epochs", "10000", "--out", str(out)]
-    ended = end_after_an_epoch(command, tmp_path, signal.SIGINT)
+    ended = end_after_an_epoch(command, signal.SIGINT)
     assert ended.returncode == 1
     assert "of 10000 epochs: the same command goes on from there" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -1,7 +1,6 @@
 """The result cache: what it saves, what it must never mix up, and who computes when callers give up."""
 
 import concurrent.futures
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from fastapi.testclient import TestClient
 from tests.backends import ColourBackend
 from tests.service.client import COLOURS, encode, serving
 from tests.service.test_control import Colours, controlled, publish
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 MEBIBYTE = 2**20
 
@@ -36,7 +35,7 @@ def occupy(client: TestClient, backend: ColourBackend, threads: concurrent.futur
     """The answer that will come when the device, which is held with it, is set free."""
     backend.hold()
     occupied = threads.submit(classify, client, "green")
-    backend.busy.wait(5)
+    assert backend.busy.wait(PATIENCE)
     return occupied
 
 
@@ -103,12 +102,11 @@ def test_a_caller_who_gives_up_does_not_take_the_others_with_it(colour_models: P
         concurrent.futures.ThreadPoolExecutor(4) as threads,
     ):
         occupied = occupy(client, backend, threads)
-        first = threads.submit(classify, client, timeout_ms=200)
+        first = threads.submit(classify, client, timeout_ms=2000)
         eventually(lambda: looked_up(client)["miss"] == 2)
         others = [threads.submit(classify, client) for _ in range(2)]
         eventually(lambda: looked_up(client)["coalesced"] == 2)
         assert first.result().status_code == 504
-        time.sleep(0.05)
         backend.free.set()
         assert [each.result().status_code for each in [occupied, *others]] == [200] * 3
 
@@ -139,9 +137,9 @@ def test_a_caller_who_took_over_and_gives_up_frees_the_place(colour_models: Path
         concurrent.futures.ThreadPoolExecutor(4) as threads,
     ):
         occupied = occupy(client, backend, threads)
-        first = threads.submit(classify, client, timeout_ms=300)
+        first = threads.submit(classify, client, timeout_ms=2000)
         eventually(lambda: looked_up(client)["miss"] == 2)
-        second = threads.submit(classify, client, timeout_ms=600)
+        second = threads.submit(classify, client, timeout_ms=4000)
         assert (first.result().status_code, second.result().status_code) == (504, 504)
         assert looked_up(client) == {"hit": 0, "miss": 3, "coalesced": 1}
         assert "classify_queue_depth 0.0" in client.get("/metrics").text

@@ -19,7 +19,7 @@ from service.opening import Opener
 from service.settings import SettingsError, read_settings
 from tests.backends import ColourBackend, colour_card
 from tests.service.client import encode
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 
 class Colours:
@@ -280,7 +280,7 @@ def test_a_version_answers_what_it_has_before_it_goes(models: Path) -> None:
         old = colours.last("colours", 2)
         old.hold()
         running = threads.submit(classify, client)
-        old.busy.wait(5)
+        assert old.busy.wait(PATIENCE)
         second = {"parameters": {"version": 2}}
         unloading = threads.submit(client.post, "/v2/repository/models/colours/unload", json=second)
         eventually(lambda: versions(client) == [1])
@@ -349,7 +349,7 @@ def test_low_priority_is_shed_for_high_over_http(models: Path) -> None:
         backend = colours.last("colours", 1)
         backend.hold()
         running = threads.submit(classify, client)
-        backend.busy.wait(5)
+        assert backend.busy.wait(PATIENCE)
         low = threads.submit(classify, client, {"x-priority": "low"})
         eventually(lambda: "classify_queue_depth 1.0" in client.get("/metrics").text)
         high = threads.submit(classify, client, {"x-priority": "high"})
@@ -368,7 +368,7 @@ def test_many_loads_and_unloads_at_once_end_in_order(models: Path) -> None:
 
         def act(action: str) -> int:
             if not barrier.broken:
-                barrier.wait(5)
+                barrier.wait(PATIENCE)
             return client.post(f"/v2/repository/models/colours/{action}").status_code
 
         assert set(threads.map(act, actions)) <= {200, 404}

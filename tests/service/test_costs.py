@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 import pytest
 
@@ -12,55 +13,83 @@ from service.costs import Arrangement, Cost, Costs, TooLarge, measure, rehearse
 BOTH: dict[Arrangement, int] = {"together": 1, "spread": 2}
 
 
-def measured(seconds: Callable[[int, Arrangement], float], sizes: tuple[int, ...] = (1, 2, 4, 8)) -> Costs:
-    return measure(lambda size, arrangement: time.sleep(seconds(size, arrangement)), BOTH, sizes, lambda *_: None)
+class Machine:
+    """`time`, and a device whose runs take as long as they are told by this clock, and none by any other."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def side_by_side(self, _: Executor, work: Callable[[], None], lanes: int) -> None:
+        """Each lane's work, one after the other; the slowest says how long it took."""
+        began, ends = self.now, []
+        for _lane in range(lanes):
+            self.now = began
+            work()
+            ends.append(self.now)
+        self.now = max(ends)
+
+    def measured(self, seconds: Callable[[int, Arrangement], float], sizes: tuple[int, ...] = (1, 2, 4, 8)) -> Costs:
+        return measure(lambda size, arrangement: self.sleep(seconds(size, arrangement)), BOTH, sizes, lambda *_: None)
 
 
-def test_a_small_network_is_run_on_one_core_each_with_one_copy_of_the_weights() -> None:
-    costs = measured(lambda size, arrangement: 0.01 * size)
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr("service.costs.time", machine)
+    monkeypatch.setattr("service.costs._on_every_lane", machine.side_by_side)
+    return machine
+
+
+def test_a_small_network_is_run_on_one_core_each_with_one_copy_of_the_weights(machine: Machine) -> None:
+    costs = machine.measured(lambda size, arrangement: 0.01 * size)
     assert (costs.lone, costs.crowd, costs.lanes) == ("spread", "spread", 2)
     assert costs.arrangements == {"spread"}
 
 
-def test_a_large_network_answers_a_lone_image_on_all_cores_and_a_crowd_on_one_core_each() -> None:
-    costs = measured(lambda size, arrangement: size * (0.03 if arrangement == "spread" else 0.02))
+def test_a_large_network_answers_a_lone_image_on_all_cores_and_a_crowd_on_one_core_each(machine: Machine) -> None:
+    costs = machine.measured(lambda size, arrangement: size * (0.03 if arrangement == "spread" else 0.02))
     assert (costs.lone, costs.crowd) == ("together", "spread")
     assert costs.arrangements == {"together", "spread"}
     assert costs.lone_seconds < 0.03
 
 
-def test_an_arrangement_that_no_batch_could_make_the_better_one_is_not_timed_further() -> None:
+def test_an_arrangement_that_no_batch_could_make_the_better_one_is_not_timed_further(machine: Machine) -> None:
     timed: set[tuple[int, Arrangement]] = set()
 
     def seconds(size: int, arrangement: Arrangement) -> float:
         timed.add((size, arrangement))
         return size * (0.02 if arrangement == "spread" else 0.018)
 
-    costs = measured(seconds)
+    costs = machine.measured(seconds)
     assert (costs.lone, costs.crowd) == ("together", "spread")
     assert (2, "spread") in timed
     assert (2, "together") not in timed
 
 
-def test_a_second_copy_of_the_weights_needs_a_reason() -> None:
-    costs = measured(lambda size, arrangement: size * (0.06 if arrangement == "spread" else 0.02))
+def test_a_second_copy_of_the_weights_needs_a_reason(machine: Machine) -> None:
+    costs = machine.measured(lambda size, arrangement: size * (0.06 if arrangement == "spread" else 0.02))
     assert costs.arrangements == {"together"}
     assert costs.lanes == 1
 
 
-def test_first_runs_which_allocate_decide_nothing() -> None:
+def test_first_runs_which_allocate_decide_nothing(machine: Machine) -> None:
     seen = set()
 
     def seconds(size: int, arrangement: Arrangement) -> float:
-        here = (threading.get_ident(), size, arrangement)
-        first = here not in seen
-        seen.add(here)
+        first = (size, arrangement) not in seen
+        seen.add((size, arrangement))
         return size * (0.09 if first else 0.03)
 
-    assert measured(seconds).crowd == "spread"
+    assert machine.measured(seconds).crowd == "spread"
 
 
-def test_one_slow_run_rules_no_arrangement_out() -> None:
+def test_one_slow_run_rules_no_arrangement_out(machine: Machine) -> None:
     calls: Counter[Arrangement] = Counter()
 
     def seconds(size: int, arrangement: Arrangement) -> float:
@@ -69,51 +98,49 @@ def test_one_slow_run_rules_no_arrangement_out() -> None:
             return size * 0.06
         return size * (0.09 if calls[arrangement] == 1 else 0.04)
 
-    assert measured(seconds).lone == "together"
+    assert machine.measured(seconds).lone == "together"
 
 
-def test_a_machine_that_is_slow_for_a_moment_changes_no_arrangement() -> None:
-    began = time.monotonic()
-
+def test_a_machine_that_is_slow_for_a_moment_changes_no_arrangement(machine: Machine) -> None:
     def seconds(size: int, arrangement: Arrangement) -> float:
-        slow = 2 if time.monotonic() < began + 0.2 else 1
+        slow = 2 if machine.now < 0.2 else 1
         return slow * size * (0.06 if arrangement == "spread" else 0.04)
 
-    assert measured(seconds).lone == "together"
+    assert machine.measured(seconds).lone == "together"
 
 
-def test_sizes_that_do_not_pay_are_dropped() -> None:
-    costs = measured(lambda size, _: 0.01 if size <= 2 else 0.01 * size)
+def test_sizes_that_do_not_pay_are_dropped(machine: Machine) -> None:
+    costs = machine.measured(lambda size, _: 0.01 if size <= 2 else 0.01 * size)
     assert costs.sizes == (1, 2)
     assert [cost.size for cost in costs.table] == [1, 2, 4, 8]
 
 
-def test_the_search_among_large_batches_is_bounded() -> None:
+def test_the_search_among_large_batches_is_bounded(machine: Machine) -> None:
     timed = set()
 
     def seconds(size: int, _: Arrangement) -> float:
         timed.add(size)
         return 0.03 * size
 
-    costs = measured(seconds, sizes=(1, 2, 4, 8, 16, 32))
+    costs = machine.measured(seconds, sizes=(1, 2, 4, 8, 16, 32))
     assert timed == {1, 2}, "two runs of these two take 0.2 s, and of the next alone 0.24"
     assert costs.sizes == (1, 2, 4), "batches of 8 would take 0.24 s, for which nobody urgent should wait"
     assert costs.table[2].seconds == pytest.approx(0.12, rel=0.1)
 
 
-def test_where_batches_may_take_longer_than_their_images_only_sizes_that_ran_are_used() -> None:
+def test_where_batches_may_take_longer_than_their_images_only_sizes_that_ran_are_used(machine: Machine) -> None:
     ran = set()
 
     def run(size: int, _: Arrangement) -> None:
         ran.add(size)
-        time.sleep(0.002 + 0.004 * size)
+        machine.sleep(0.002 + 0.004 * size)
 
     costs = measure(run, {"together": 1}, (1, 2, 4, 8, 16, 32), lambda *_: None, linear=False)
     assert {cost.size for cost in costs.table} == ran
     assert 32 not in ran
 
 
-@pytest.mark.parametrize(("copying", "computing_beside", "crowd"), [(0.006, 0.006, "spread"), (0.0, 0.007, "together")])
+@pytest.mark.parametrize(("copying", "computing_beside", "crowd"), [(0.02, 0.02, "spread"), (0.0, 0.03, "together")])
 def test_two_runs_at_once_on_a_gpu_are_used_where_one_copies_while_the_other_computes(
     copying: float, computing_beside: float, crowd: Arrangement
 ) -> None:
@@ -122,7 +149,7 @@ def test_two_runs_at_once_on_a_gpu_are_used_where_one_copies_while_the_other_com
     def run(_: int, arrangement: Arrangement) -> None:
         time.sleep(copying)
         with free:
-            time.sleep(computing_beside if arrangement == "spread" else 0.006)
+            time.sleep(computing_beside if arrangement == "spread" else 0.02)
 
     costs = measure(run, BOTH, (1,), lambda *_: None, linear=False)
     assert (costs.crowd, costs.lanes) == (crowd, BOTH[crowd])
@@ -137,7 +164,7 @@ def images_in_memory(room: int) -> Callable[[int, Arrangement], None]:
             if used[0] + size > room:
                 raise TooLarge("no memory")
             used[0] += size
-        time.sleep(0.01)
+        time.sleep(0.03)
         with lock:
             used[0] -= size
 
@@ -159,13 +186,13 @@ def test_an_arrangement_for_which_there_is_no_memory_is_not_used() -> None:
         measure(images_in_memory(0), BOTH, (1, 2), lambda *_: None, linear=False)
 
 
-def test_batches_that_are_slower_than_their_images_are_not_expected_to_pay() -> None:
-    costs = measured(lambda size, _: 0.03 if size == 1 else 0.06 * size)
+def test_batches_that_are_slower_than_their_images_are_not_expected_to_pay(machine: Machine) -> None:
+    costs = machine.measured(lambda size, _: 0.03 if size == 1 else 0.06 * size)
     assert costs.sizes == (1,)
 
 
-def test_a_size_that_was_timed_while_the_machine_was_a_little_slow_is_used_all_the_same() -> None:
-    costs = measured(lambda size, _: 0.01 * size * (1.3 if size == 2 else 1.0))
+def test_a_size_that_was_timed_while_the_machine_was_a_little_slow_is_used_all_the_same(machine: Machine) -> None:
+    costs = machine.measured(lambda size, _: 0.01 * size * (1.3 if size == 2 else 1.0))
     assert costs.sizes == (1, 2, 4, 8)
     assert costs.table[1].seconds > 0.026, "deadlines go by what was timed"
 
@@ -186,13 +213,13 @@ def test_every_lane_is_busy_while_a_size_is_timed() -> None:
     assert most[0] == 3
 
 
-def test_beside_traffic_nothing_is_decided_by_how_long_a_batch_waited_for_a_core() -> None:
+def test_beside_traffic_nothing_is_decided_by_how_long_a_batch_waited_for_a_core(machine: Machine) -> None:
     ran: set[tuple[int, Arrangement]] = set()
 
     def run(size: int, arrangement: Arrangement) -> None:
         ran.add((size, arrangement))
         waited = 5 if arrangement == "spread" else 1
-        time.sleep(0.005 * waited)
+        machine.sleep(0.005 * waited)
 
     costs = measure(run, BOTH, (1, 2, 4, 8, 16), lambda *_: None, quiet=False)
     assert ran == {(1, "together"), (1, "spread")}
@@ -201,17 +228,17 @@ def test_beside_traffic_nothing_is_decided_by_how_long_a_batch_waited_for_a_core
     assert costs.table[3].seconds == pytest.approx(0.083, rel=0.1)
 
 
-def test_beside_traffic_only_one_arrangement_is_kept_without_a_reason_for_two() -> None:
-    costs = measure(lambda *_: time.sleep(0.005), BOTH, (1, 2), lambda *_: None, quiet=False)
+def test_beside_traffic_only_one_arrangement_is_kept_without_a_reason_for_two(machine: Machine) -> None:
+    costs = measure(lambda *_: machine.sleep(0.005), BOTH, (1, 2), lambda *_: None, quiet=False)
     assert costs.arrangements == {"spread"}
 
 
-def test_a_gpu_is_timed_beside_traffic_too_as_it_uses_only_what_ran() -> None:
+def test_a_gpu_is_timed_beside_traffic_too_as_it_uses_only_what_ran(machine: Machine) -> None:
     ran = set()
 
     def run(size: int, _: Arrangement) -> None:
         ran.add(size)
-        time.sleep(0.001)
+        machine.sleep(0.001)
 
     costs = measure(run, {"together": 1}, (1, 2, 4), lambda *_: None, linear=False, quiet=False)
     assert {cost.size for cost in costs.table} == ran == {1, 2, 4}

@@ -20,7 +20,7 @@ from service.opening import Opener
 from service.settings import read_settings
 from tests.backends import ColourBackend, colour_card
 from tests.service.client import COLOURS, encode, serving
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 PNG = {"content-type": "image/png"}
 OTHER_MEDIA = ["text/plain", "application/json", "application/x-www-form-urlencoded", "video/mp4"]
@@ -331,7 +331,7 @@ def test_a_full_queue_answers_429_with_retry_after_and_recovers(colour_models: P
         backend.hold()
         with concurrent.futures.ThreadPoolExecutor(3) as threads:
             running = [threads.submit(classify, client)]
-            backend.busy.wait(5)
+            assert backend.busy.wait(PATIENCE)
             running += [threads.submit(classify, client) for _ in range(2)]
             eventually(lambda: sample(client, "classify_queue_depth") == 2)
             refused = classify(client)
@@ -353,10 +353,8 @@ def test_a_deadline_that_passes_in_the_queue_answers_504_and_is_never_run(
         backend.hold()
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             running = threads.submit(classify, client)
-            backend.busy.wait(5)
-            started = time.monotonic()
-            assert_problem(classify(client, timeout_ms=50), 504, "deadline_exceeded")
-            assert time.monotonic() - started < 2
+            assert backend.busy.wait(PATIENCE)
+            assert_problem(classify(client, timeout_ms=2000), 504, "deadline_exceeded")
             backend.free.set()
             assert running.result().status_code == 200
         eventually(lambda: sample(client, "classify_images_in_flight") == 0)
@@ -368,7 +366,7 @@ def test_a_tensor_that_waits_to_be_read_has_until_the_deadline_too(colour_models
     with serving(colour_models, backend, request_timeout_ms=300, threads=1) as client:
         assert client.portal is not None
         pipeline = client.app.state.parts.pipeline  # type: ignore[attr-defined]
-        busy = client.portal.start_task_soon(pipeline.aside, partial(free.wait, 3))
+        busy = client.portal.start_task_soon(pipeline.aside, partial(free.wait, PATIENCE))
         began = time.monotonic()
         refused = client.post(
             "/v2/models/colours/infer", content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"}
@@ -377,7 +375,7 @@ def test_a_tensor_that_waits_to_be_read_has_until_the_deadline_too(colour_models
         free.set()
         busy.result()
     assert refused.status_code == 504
-    assert 0.3 <= took < 2
+    assert 0.3 <= took < PATIENCE
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -446,7 +444,7 @@ def test_until_the_models_are_ready_requests_get_503_and_probes_tell_the_phase(
     backend.hold()  # the warm-up cannot finish
     app = create_app(read_settings({"models": colour_models}), Opener(backend.open))
     with TestClient(app) as client:
-        backend.busy.wait(5)
+        assert backend.busy.wait(PATIENCE)
         eventually(lambda: client.get("/health/ready").json()["phase"] == "warmup 1/2")
         assert client.get("/health/ready").status_code == 503
         assert client.get("/health/live").status_code == 200

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 PROGRAM = """
@@ -62,11 +61,15 @@ def test_a_reader_who_is_behind_costs_lines_and_not_memory() -> None:
 import service.logs
 for number in range(3 * service.logs.MOST_LINES):
     log.info("line %d", number)
+print("done", file=sys.stderr, flush=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM.format(body=body)], stdout=write)
+    program = [sys.executable, "-c", PROGRAM.format(body=body)]
+    process = subprocess.Popen(program, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     try:
-        time.sleep(2)  # in which a pipe fills up with a small part of the lines
+        assert process.stderr is not None
+        with process.stderr as said:
+            assert said.readline() == "done\n"  # a pipe is full with a small part of the lines
         with open(read) as lines:
             found = list(lines)
         assert process.wait(30) == 0

@@ -10,6 +10,7 @@ from service.artifact import ArtifactError
 from service.folder import discover
 from service.opening import Opener
 from tests.backends import ColourBackend
+from tests.waiting import PATIENCE
 
 
 class Counting:
@@ -50,7 +51,7 @@ def test_a_model_that_was_replaced_meanwhile_is_opened_anew(colour_models: Path)
     files = Counting()
     opener = Opener(files.open)
     opener.begin(colour_models)
-    assert files.has_read.wait(5)
+    assert files.has_read.wait(PATIENCE)
     (location,) = discover(colour_models)
     new = location.path.with_name("new")
     new.write_bytes(b"broken")
