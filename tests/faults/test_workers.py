@@ -1,6 +1,7 @@
 """Workers that are killed or hang: their own callers lose their connections, and nobody else notices."""
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from PIL import Image
 from tests.system.server import running
 from tests.system.wire import answers, form_request, is_closed, request
 from tests.system.workers import wait_for_workers, who_answers, with_a_worker, workers_of
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.faults
 
@@ -30,12 +31,12 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(digits_models:
         killed, left = workers_of(server)
         with with_a_worker(server, image) as one, with_a_worker(server, image) as other:
             os.kill(killed, signal.SIGKILL)
-            gone = [is_closed(each, within=1) for each in (one, other)]
-            assert sorted(gone) == [False, True]
-            assert who_answers(one if gone[1] else other, image)
+            (gone,), _, _ = select.select([one, other], [], [], PATIENCE)
+            assert is_closed(gone)
+            assert who_answers(one if gone is other else other, image)
         assert server.post("/classify", content=image).status_code == 200
         wait_for_workers(server, 2)
-        assert left in workers_of(server)
+        eventually(lambda: left in workers_of(server))
         assert killed not in workers_of(server)
         assert server.get("/health/live").status_code == server.get("/health/ready").status_code == 200
 
@@ -83,7 +84,7 @@ def test_a_bug_that_one_request_meets_is_answered_and_ends_no_worker(
             assert b"secret" not in body
             assert who_answers(connection, image) == who_answers(other, image)
             assert workers_of(server) == [worker]
-        assert any("a worker cannot read a request" in line for line in server.log.read_text().splitlines())
+        assert server.lines("a worker cannot read a request")
 
 
 def test_workers_that_hang_together_hold_a_change_up_as_long_as_one(
@@ -98,7 +99,7 @@ def test_workers_that_hang_together_hold_a_change_up_as_long_as_one(
         began = time.monotonic()
         moved = server.put("/models/digits/aliases/stable", json={"version": 1}, timeout=60)
         assert moved.status_code == 200
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 12  # three in a row would take 15
         assert server.post("/classify", content=image).status_code == 200
         wait_for_workers(server, 3)
 
@@ -130,10 +131,10 @@ def test_photographs_on_connections_of_small_images_are_answered_in_time_or_refu
     with (
         running(digits_models, "--http-workers", "1", "--request-timeout-ms", "1000") as server,
         ExitStack() as crowd,
-        ThreadPoolExecutor(150) as callers,
+        ThreadPoolExecutor(300) as callers,
     ):
         wait_for_workers(server, 1)
-        connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(150)]
+        connections = [crowd.enter_context(with_a_worker(server, image)) for _ in range(300)]
 
         def ask(connection: socket.socket) -> tuple[int, float]:
             began = time.monotonic()
@@ -144,7 +145,6 @@ def test_photographs_on_connections_of_small_images_are_answered_in_time_or_refu
         found = list(callers.map(ask, connections))
         statuses = Counter(status for status, _ in found)
         assert set(statuses) <= {200, 429, 504}
-        assert statuses[200] > 20
-        assert statuses[200] < 150
-        assert max(seconds for _, seconds in found) < 1.5
+        assert 5 < statuses[200] < 300
+        assert max(seconds for _, seconds in found) < 5  # decoding all of them takes as long, and nobody waits for it
         assert who_answers(connections[0], image)

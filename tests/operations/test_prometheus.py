@@ -86,6 +86,7 @@ def prometheus(
         )
         try:
             with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+                eventually(lambda: is_ready(client))
                 load(server, samples, client)
                 yield client
         finally:
@@ -106,6 +107,13 @@ def load(server: Server, samples: list[Path], prometheus: httpx2.Client) -> None
 
     eventually(has_data)
     closed_loop(server.port, shots, 4, LOAD_SECONDS)
+
+
+def is_ready(prometheus: httpx2.Client) -> bool:
+    try:
+        return prometheus.get("/-/ready").status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 def phase(server: Server) -> str:

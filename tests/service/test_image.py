@@ -35,7 +35,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     width=st.integers(1, 130),
     height=st.integers(1, 130),
@@ -98,7 +98,7 @@ def torchvision_transform(image: Image.Image, resize: int, crop: int, resampling
     return np.asarray(image.crop((left, top, left + crop, top + crop)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=st.integers(8, 400),
     height=st.integers(8, 400),

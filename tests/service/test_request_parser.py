@@ -104,7 +104,7 @@ def requests(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return wishing, plain
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(sent=requests(), data=st.data())
 def test_a_wish_to_upgrade_changes_nothing_that_is_read(sent: tuple[bytes, bytes], data: st.DataObject) -> None:
     wishing, plain = sent

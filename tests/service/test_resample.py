@@ -23,7 +23,7 @@ def windows(draw: st.DrawFn) -> tuple[tuple[int, int], Window]:
     return size, Window(left, top, draw(st.integers(1, size[0] - left)), draw(st.integers(1, size[1] - top)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     width=SIDES, height=SIDES, target=windows(), interpolation=st.sampled_from(sorted(RESAMPLING)), hard=st.booleans()
 )

@@ -86,7 +86,7 @@ def test_check_names_what_was_changed_and_exits_1(what: str, copy: Path, capsys:
     assert said in table
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_no_bit_of_the_graph_can_change_unnoticed(
     place: float, bit: int, digits_model: Path, copy: Path, capsys: pytest.CaptureFixture[str]
@@ -100,7 +100,7 @@ def test_no_bit_of_the_graph_can_change_unnoticed(
     assert (code, "the graph or its weights differ" in table) == (1, True)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_no_bit_of_the_card_can_change_unnoticed(
     place: float, bit: int, digits_model: Path, copy: Path, capsys: pytest.CaptureFixture[str]

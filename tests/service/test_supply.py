@@ -81,7 +81,7 @@ def test_a_file_in_the_folder_is_refused_only_where_the_one_file_was_sealed_or_s
         refuse_other_files(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.binary(max_size=200))
 def test_what_is_no_model_is_refused_and_never_a_crash(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.onnx"

@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx2
 
+_HELD: list[socket.socket] = []
+
 
 @dataclass
 class Server:
@@ -52,7 +54,12 @@ class Server:
 
     def tracebacks(self) -> list[str]:
         """The lines of its log that have one."""
-        return [line for line in self.log.read_text().splitlines() if "Traceback" in line]
+        return self.lines("Traceback")
+
+    def lines(self, having: str) -> list[str]:
+        """Those of its log with these words; one that is still being written does not count."""
+        whole, _, _ = self.log.read_text().rpartition("\n")
+        return [line for line in whole.splitlines() if having in line]
 
     def resident_bytes(self) -> int:
         """Resident memory now."""
@@ -139,8 +146,10 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
 
 
 def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody else gets before these tests end."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # with it, a server may listen beside
+    probe.bind(("127.0.0.1", 0))
+    _HELD.append(probe)
+    port: int = probe.getsockname()[1]
+    return port

@@ -78,7 +78,8 @@ def test_a_caller_who_does_not_say_goodbye_holds_a_stop_up_for_no_longer_than_is
     digits_models: Path, tmp_path: Path
 ) -> None:
     chain, key = certify(tmp_path, "name")
-    with running(digits_models, "--tls-cert", str(chain), "--tls-key", str(key), scheme="https") as server:
+    flags = ("--tls-cert", str(chain), "--tls-key", str(key), "--drain-delay-ms", "0")
+    with running(digits_models, *flags, scheme="https") as server:
         context = ssl._create_unverified_context()
         with socket.create_connection(("127.0.0.1", server.port)) as plain, context.wrap_socket(plain) as connection:
             connection.sendall(REQUEST + b"\r\n")
@@ -250,7 +251,7 @@ def test_headers_that_do_not_end_are_cut_after_the_stated_time_and_whole_ones_ar
         slow.sendall(REQUEST)
         second.sendall(REQUEST)  # the second request of a connection is bounded as the first
         started = time.monotonic()
-        while time.monotonic() < started + 9:
+        while time.monotonic() < started + 7:
             assert honest.get("/health/live").status_code == 200
             slow.sendall(b"x")
             time.sleep(0.5)
@@ -258,5 +259,5 @@ def test_headers_that_do_not_end_are_cut_after_the_stated_time_and_whole_ones_ar
             answer = connection.makefile("rb").read()
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
             assert b'"code":"request_timeout"' in answer
-        assert 9 < time.monotonic() - started < 12
+        assert 9 < time.monotonic() - started < 15
         assert honest.get("/health/live").status_code == 200

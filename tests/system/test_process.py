@@ -193,7 +193,7 @@ def test_every_log_line_is_json_and_a_requests_line_has_its_id_and_stages(
         headers = {"x-request-id": "find-me"}
         server.post("/classify", content=samples[0].read_bytes(), headers=headers)
         assert server.terminate() == 0
-        records = [json.loads(line) for line in server.log.read_text().splitlines()]
+        records = [json.loads(line) for line in server.lines("")]
     (record,) = [each for each in records if each.get("request_id") == "find-me"]
     assert (record["status"], record["model"], record["version"]) == (200, "digits", "1")
     assert set(record["ms"]) == {"decode", "queue", "inference", "respond", "total"}

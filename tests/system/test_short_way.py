@@ -170,7 +170,7 @@ def test_a_missing_key_gets_the_same_refusal(digits_models: Path, image: bytes) 
         assert guarded.post(INFER, content=infer_body(), headers={"x-api-key": "secret"}).is_success
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_however_the_bytes_are_cut_the_answers_come_whole_and_in_order(
     server: Server, image: bytes, data: st.DataObject

@@ -72,9 +72,9 @@ def test_a_request_continues_its_callers_trace_with_a_span_for_each_stage(
         before = time.time_ns()
         answer = server.post("/classify", content=image, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
         after = time.time_ns()
-        refused = server.post("/classify", content=b"no image")
         accepted = {"accept": "application/openmetrics-text; version=1.0.0"}
-        exposed = server.get("/metrics", headers=accepted).text
+        exposed = server.get("/metrics", headers=accepted).text  # before the next one: a bucket shows its last
+        refused = server.post("/classify", content=b"no image")
         assert f'trace_id="{TRACE}"' in exposed
         assert exposed.endswith("# EOF\n")
         assert server.terminate() == 0  # what is left is sent before the end

@@ -25,7 +25,15 @@ def wait_for_workers(server: Server, count: int, *headers: str) -> None:
 def workers_of(server: Server) -> list[int]:
     """The process ids of its workers."""
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return [int(each) for each in children if b"http_worker" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    return [int(each) for each in children if b"http_worker" in _command_line(each)]
+
+
+def _command_line(process: str) -> bytes:
+    """Nothing of one that has ended meanwhile."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def who_answers(connection: socket.socket, image: bytes) -> str:
