@@ -279,14 +279,14 @@ INFERRED: dict[int | str, dict[str, Any]] = {
 PROTOCOL_ERRORS: dict[int | str, dict[str, Any]] = {"default": {"description": "Why not.", "model": ProtocolError}}
 
 
-def optional_body(properties: dict[str, Any]) -> dict[str, Any]:
+def _optional_body(properties: dict[str, Any]) -> dict[str, Any]:
     """What OpenAPI is told of a JSON object that need not be sent."""
     schema = {"type": "object", "properties": properties}
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
-ONLY_READY = optional_body({"ready": {"type": "boolean"}})
-ONE_OF_ITS_VERSIONS = optional_body(
+ONLY_READY = _optional_body({"ready": {"type": "boolean"}})
+ONE_OF_ITS_VERSIONS = _optional_body(
     {"parameters": _PARAMETERS | {"properties": {"version": {"type": "integer", "minimum": 1}}}}
 )
 PROBLEMS: dict[int | str, dict[str, Any]] = {
