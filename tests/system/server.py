@@ -1,5 +1,6 @@
 """A real `resnet-serve` process on a port of its own."""
 
+import atexit
 import os
 import signal
 import socket
@@ -14,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-
-_HELD: list[socket.socket] = []
 
 
 @dataclass
@@ -150,6 +149,6 @@ def free_port() -> int:
     probe = socket.socket()
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # with it, a server may listen beside
     probe.bind(("127.0.0.1", 0))
-    _HELD.append(probe)
+    atexit.register(probe.close)
     port: int = probe.getsockname()[1]
     return port
