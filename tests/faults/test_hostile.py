@@ -38,14 +38,14 @@ def test_20000_damaged_images_give_pixels_or_a_refusal_in_time() -> None:
     outcomes = Counter[str]()
     slowest = 0.0
     for number, encoded in enumerate(mutated(20_000)):
-        started = time.thread_time()
+        started = time.perf_counter()
         try:
             pixels = preprocess(encoded, RECIPE, 10**6)
             assert pixels.shape == (32, 32, 3), number
             outcomes["pixels"] += 1
         except (UndecodableImage, ImageTooLarge) as error:
             outcomes[error.code] += 1
-        slowest = max(slowest, time.thread_time() - started)
+        slowest = max(slowest, time.perf_counter() - started)
     assert slowest < 1, slowest
     assert min(outcomes.values()) > 20, outcomes  # each way was gone
 
@@ -63,7 +63,7 @@ def test_2000_damaged_images_through_the_server_leave_it_as_it_was(server: Serve
             codes[client.post("/classify", content=encoded).status_code] += 1
             slowest = max(slowest, time.monotonic() - started)
         assert set(codes) <= {200, 400, 413}, codes
-        assert slowest < 5  # whatever a busy machine adds; how long the decoding takes is shown above
+        assert slowest < 1
         assert server.resident_bytes() - before < 16 * MEBIBYTE
         assert client.post("/classify", content=samples[0].read_bytes()).json() == expected
     assert server.metric("classify_images_in_flight") == 0
@@ -117,8 +117,8 @@ def test_500_connections_at_a_byte_a_second_disturb_nobody_and_are_cut(
         beside = latencies(time.monotonic() + bound - 4)
         cut = slow.result()
     assert bound - 1 < min(cut), min(cut)
-    assert max(cut) < bound + 15, max(cut)
-    assert statistics.quantiles(beside, n=10)[8] < statistics.quantiles(alone, n=10)[8] + 0.05
+    assert max(cut) < bound + 5, max(cut)
+    assert statistics.quantiles(beside, n=100)[98] < statistics.quantiles(alone, n=100)[98] + 0.05
     assert server.metric("classify_images_in_flight") == 0
 
 
@@ -157,7 +157,7 @@ def test_forms_made_to_be_expensive_are_refused_in_time(route: str, server: Serv
             server.url + route, content=body, headers={"content-type": "multipart/form-data; boundary=b"}, timeout=30
         )
         assert 400 <= answer.status_code < 500, answer.text
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 1
     boundary = "multipart/form-data; boundary=" + "b" * 10_000
     assert server.post(route, content=b"x", headers={"content-type": boundary}).status_code < 500
     assert server.resident_bytes() - before < 64 * MEBIBYTE

@@ -99,7 +99,7 @@ def test_workers_that_hang_together_hold_a_change_up_as_long_as_one(
         began = time.monotonic()
         moved = server.put("/models/digits/aliases/stable", json={"version": 1}, timeout=60)
         assert moved.status_code == 200
-        assert time.monotonic() - began < 12  # three in a row would take 15
+        assert time.monotonic() - began < 8
         assert server.post("/classify", content=image).status_code == 200
         wait_for_workers(server, 3)
 
@@ -145,6 +145,6 @@ def test_photographs_on_connections_of_small_images_are_answered_in_time_or_refu
         found = list(callers.map(ask, connections))
         statuses = Counter(status for status, _ in found)
         assert set(statuses) <= {200, 429, 504}
-        assert 5 < statuses[200] < 300
-        assert max(seconds for _, seconds in found) < 5  # decoding all of them takes as long, and nobody waits for it
+        assert 20 < statuses[200] < 300
+        assert max(seconds for _, seconds in found) < 1.5
         assert who_answers(connections[0], image)

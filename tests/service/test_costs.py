@@ -140,7 +140,7 @@ def test_where_batches_may_take_longer_than_their_images_only_sizes_that_ran_are
     assert 32 not in ran
 
 
-@pytest.mark.parametrize(("copying", "computing_beside", "crowd"), [(0.02, 0.02, "spread"), (0.0, 0.03, "together")])
+@pytest.mark.parametrize(("copying", "computing_beside", "crowd"), [(0.06, 0.06, "spread"), (0.0, 0.07, "together")])
 def test_two_runs_at_once_on_a_gpu_are_used_where_one_copies_while_the_other_computes(
     copying: float, computing_beside: float, crowd: Arrangement
 ) -> None:
@@ -149,7 +149,7 @@ def test_two_runs_at_once_on_a_gpu_are_used_where_one_copies_while_the_other_com
     def run(_: int, arrangement: Arrangement) -> None:
         time.sleep(copying)
         with free:
-            time.sleep(computing_beside if arrangement == "spread" else 0.02)
+            time.sleep(computing_beside if arrangement == "spread" else 0.06)
 
     costs = measure(run, BOTH, (1,), lambda *_: None, linear=False)
     assert (costs.crowd, costs.lanes) == (crowd, BOTH[crowd])

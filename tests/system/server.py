@@ -67,11 +67,21 @@ class Server:
 
     def metric(self, series: str) -> float:
         """The value of one series, written as in the text format."""
-        for line in self.get("/metrics").text.splitlines():
-            name, _, value = line.rpartition(" ")
-            if name == series:
-                return float(value)
-        raise AssertionError(f"no series {series}")
+        (value,) = self.metrics(series)
+        return value
+
+    def metrics(self, *series: str) -> list[float]:
+        """The values of several at one moment."""
+        found = self._series()
+        return [found[each] for each in series]
+
+    def counted(self, series: str) -> float:
+        """As `metric`; 0 for a series of which nothing was counted yet."""
+        return self._series().get(series, 0.0)
+
+    def _series(self) -> dict[str, float]:
+        lines = (line for line in self.get("/metrics").text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
 @contextmanager

@@ -105,7 +105,7 @@ async def test_everybody_gets_the_answer_for_the_own_image(
             together = await asyncio.gather(*(probabilities(client, each) for each in images))
         assert server.metric("classify_batch_size_count") < 600, "nothing was batched, so nothing was proved"
         own = own_answers(server)
-        eventually(lambda: answered_by_workers(server, own) > 300)  # a body that comes late is the server's
+        eventually(lambda: answered_by_workers(server, own) > 400)  # a body that comes late is the server's
         async with pool(server.url, 1) as client:
             alone = [await probabilities(client, each) for each in images[:100]]
     np.testing.assert_allclose(together[:100], alone, atol=1e-4)
@@ -136,7 +136,7 @@ def test_photographs_are_decoded_by_workers_and_what_takes_long_is_not(tmp_path:
                 ((status, headers, _),) = answers(new, 1)
                 assert status == 200
                 by_workers += headers["x-request-id"][:MADE_ID] != own
-        assert by_workers > 5
+        assert by_workers >= 8
 
 
 def test_a_caller_who_leaves_takes_the_image_out_of_the_queue(server: Server, orders: Path, image: bytes) -> None:
@@ -166,7 +166,7 @@ def test_what_the_queue_has_no_room_for_is_refused_as_ever(digits_models: Path, 
             for each in connections:
                 each.sendall(request(image))
             refused = 'classify_rejected_total{reason="overloaded"}'
-            eventually(lambda: f"{refused} " in server.get("/metrics").text and server.metric(refused) >= 4)
+            eventually(lambda: server.counted(refused) >= 4)
             orders.unlink()
             found = [answers(each, 1)[0] for each in connections]
             statuses = [status for status, _, _ in found]
@@ -238,7 +238,7 @@ def test_a_change_of_models_does_not_wait_for_images_that_take_long(server: Serv
         moved = server.put("/models/digits/aliases/stable", json={"version": 1}, timeout=60)
         answered, _, _ = select.select(connections, [], [], 0)
         assert moved.status_code == 200
-        assert len(answered) < 150
+        assert len(answered) < 100
         assert {answers(each, 1)[0][0] for each in connections} == {200}
     assert len(workers_of(server)) == 1
 
@@ -282,5 +282,5 @@ def test_a_deadline_passes_while_the_device_hangs(digits_models: Path, image: by
             for each in connections:
                 each.sendall(request(image))
             found = [answers(each, 1)[0][0] for each in connections]
-            assert 1.4 < time.monotonic() - began < 8
+            assert 1.4 < time.monotonic() - began < 4.5
         assert set(found) <= {429, 504}

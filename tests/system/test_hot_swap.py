@@ -184,19 +184,19 @@ async def test_disconnects_and_impossible_deadlines_leave_every_gauge_at_zero(
         limits = httpx2.Limits(max_connections=64)
         async with httpx2.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
             await asyncio.gather(*(caller(client) for _ in range(64)))
-        eventually(lambda: sum(answers(server).values()) == 64 * 30)  # those who hung up may be counted late
+        eventually(lambda: sum(statuses_of(server).values()) == 64 * 30)  # those who hung up may be counted late
         assert set(statuses) <= {200, 429, 504}, statuses
         eventually(lambda: server.metric("classify_queue_depth") == server.metric("classify_images_in_flight") == 0)
         ran = server.metric("classify_batch_size_sum")
         assert statuses[429] + statuses[504] > 0
         # A caller may hang up, or a deadline pass, while its image is on the device; none is put there afterwards,
         # which tests/service/test_batching.py shows image by image.
-        answered, abandoned = answers(server)["200"], answers(server)["499"]
+        answered, abandoned = statuses_of(server)["200"], statuses_of(server)["499"]
         assert abandoned > 0
         assert answered <= ran <= answered + abandoned + statuses[504]
 
 
-def answers(server: Server) -> dict[str, float]:
+def statuses_of(server: Server) -> dict[str, float]:
     """How many requests ended with each status."""
     found = re.findall(r'classify_requests_total{code="(\d+)".*} (\S+)', server.get("/metrics").text)
     return {code: float(count) for code, count in found}

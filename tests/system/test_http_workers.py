@@ -404,12 +404,18 @@ def test_what_workers_use_is_in_the_metrics(digits_models: Path, image: bytes) -
                 who_answers(connection, image)
         used, resident = used_and_resident(workers_of(server))
         eventually(lambda: server.metric(cpu) > used - 0.05)
-        assert server.metric(cpu) < used + 0.5
+        assert server.metric(cpu) < used + 0.2
         assert server.metric(memory) == pytest.approx(resident, rel=0.05)
         for each in workers_of(server):
             os.kill(each, signal.SIGKILL)
-        eventually(lambda: server.metric(memory) == 0)
-        assert server.metric(cpu) > used - 0.05
+        seen: list[float] = []
+
+        def are_gone() -> bool:
+            seen[:] = server.metrics(cpu, memory)  # of one moment: those that follow use something soon
+            return seen[1] == 0
+
+        eventually(are_gone)
+        assert used - 0.05 < seen[0] < used + 0.2
 
 
 def used_and_resident(processes: list[int]) -> tuple[float, int]:
@@ -719,7 +725,8 @@ def test_there_are_none_where_they_are_not_wanted(digits_models: Path, image: by
         for _ in range(2):
             connection.sendall(request(image, "X-Api-Key: k"))
             ((status, _, _),) = answers(connection, 1)
-            assert status in (200, 504)  # within a second, on a machine that may stand still
+            # Within a second, on a machine that may stand still.
+            assert status == 200 or (status, "--request-timeout-ms" in flags) == (504, True)
         time.sleep(0.5)
         assert workers_of(server) == []
         assert server.metric("service_http_workers") == 0

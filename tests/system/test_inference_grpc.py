@@ -369,8 +369,7 @@ def test_a_full_queue_is_said_and_given_up_calls_cost_no_device_time(
             assert call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "queue is full" in call.details()
             assert int(dict(call.trailing_metadata())["retry-after"]) >= 1
-        given_up = 'classify_rejected_total{reason="client_closed"} 1.0'
-        eventually(lambda: given_up in server.get("/metrics").text)
+        eventually(lambda: server.counted('classify_rejected_total{reason="client_closed"}') == 1)
         orders.unlink()
         eventually(lambda: is_idle(server))
         (model,) = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=MODEL)).model_stats
